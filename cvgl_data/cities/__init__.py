@@ -1,0 +1,1 @@
+"""The city catalogue: polygons and a table, as package data."""

@@ -1,0 +1,1 @@
+"""Readers: one file per layout on disk, each yields a `CrossViewDataset`."""

@@ -1,0 +1,297 @@
+"""Dataset recipes: TOML on disk, frozen dataclasses inside.
+
+A recipe is the whole description of a build. Unknown keys are errors, ``--set a.b=c`` overrides single values, and the resolved
+recipe is saved beside every result and compared when a build is resumed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tomli_w
+
+from cvgl_data.errors import RecipeError
+
+R = TypeVar("R")
+
+_STRICT = {"extra": "forbid"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AreaRecipe:
+    """One area of interest: exactly one of ``city``, ``bbox`` and ``file``."""
+
+    __pydantic_config__ = _STRICT
+    name: str = ""
+    """What the ``area`` column says; default: the city's or the file's name."""
+    city: str = ""
+    """A name of the city catalogue."""
+    bbox: tuple[float, float, float, float] | None = None
+    """West, south, east, north in degrees."""
+    file: str = ""
+    """Any vector file geopandas reads."""
+    clip: tuple[float, float, float, float] | None = None
+    """Keep only this box of the area (west, south, east, north in degrees)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GridRecipe:
+    """The reference windows."""
+
+    __pydantic_config__ = _STRICT
+    zoom: int = 18
+    size: int = 256
+    """Side in global pixels of ``zoom``."""
+    overlap: float = 0.0
+    """Share of the side that neighboring windows have in common: 0 XYZ tiles, 0.5 VIGOR's layout."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceRecipe:
+    """Where images come from."""
+
+    __pydantic_config__ = _STRICT
+    source: str
+    """A name of the source registry."""
+    options: dict[str, str | int | float | bool] = field(default_factory=dict)
+    """Keyword arguments of the source."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PanoramaRecipe(SourceRecipe):
+    """Where panoramas come from, and which of them."""
+
+    __pydantic_config__ = _STRICT
+    pano_ids: str = ""
+    """File with one panorama id per line; default: discover inside the areas."""
+    spacing_m: float = 0.0
+    """Keep panoramas at least this far apart (0: all), chosen by the recipe's seed."""
+    max: int = 0
+    """Keep at most this many per area (0: all), chosen by the recipe's seed."""
+    align: str = "auto"
+    """``north``: re-render to heading 0, upright where pitch and roll are known; ``keep``: store the bytes as received;
+    ``auto``: ``keep`` for the user's own files, ``north`` for all else."""
+    width: int = 2048
+    """Width of re-rendered panoramas; their height is half of it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DistanceMapRecipe:
+    """Nearest references of each reference."""
+
+    __pydantic_config__ = _STRICT
+    k: int = 128
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitRecipe:
+    """Which queries train and which test."""
+
+    __pydantic_config__ = _STRICT
+    protocol: str = "same-area"
+    """``same-area``: spatial blocks; ``cross-area``: ``test_areas`` against the others; ``none``: all queries test."""
+    test_areas: tuple[str, ...] = ()
+    """Names of the areas that test (cross-area)."""
+    validation_fraction: float = 0.1
+    """Share of the training queries held out for model selection, in spatial blocks."""
+    test_fraction: float = 0.3
+    """Share of the queries that test (same-area), in spatial blocks."""
+    block_m: float = 400.0
+    """Side of a spatial block."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackRecipe:
+    """Shards on disk."""
+
+    __pydantic_config__ = _STRICT
+    shard_mb: int = 500
+    """Start a new shard when the images in it pass this size."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetRecipe:
+    """Everything that decides what a dataset contains."""
+
+    __pydantic_config__ = _STRICT
+    name: str
+    seed: int = 0
+    areas: tuple[AreaRecipe, ...] = ()
+    grid: GridRecipe = field(default_factory=GridRecipe)
+    imagery: SourceRecipe = field(default_factory=lambda: SourceRecipe(source="esri"))
+    panoramas: PanoramaRecipe = field(default_factory=lambda: PanoramaRecipe(source="panoramax"))
+    distance_map: DistanceMapRecipe = field(default_factory=DistanceMapRecipe)
+    split: SplitRecipe = field(default_factory=SplitRecipe)
+    pack: PackRecipe = field(default_factory=PackRecipe)
+
+
+def load_toml(name_or_path: str | Path, kind: str) -> dict[str, Any]:
+    """Return the tables of a recipe given by shipped name or by path.
+
+    Args:
+        name_or_path: ``demo`` (a shipped recipe) or ``./mine.toml`` (a file).
+        kind: ``datasets`` or ``models``, the folder of shipped recipes.
+
+    Raises:
+        RecipeError: If there is no such recipe or it is not TOML.
+    """
+    path = Path(name_or_path)
+    if path.suffix == ".toml" or path.parent != Path():
+        if not path.is_file():
+            raise RecipeError(f"no recipe file '{path}'")
+        text = path.read_text(encoding="utf-8")
+    else:
+        shipped = files("cvgl_recipes") / kind / f"{name_or_path}.toml"
+        if not shipped.is_file():
+            known = shipped_recipes(kind)
+            raise RecipeError(f"no shipped {kind} recipe '{name_or_path}'{_nearest(str(name_or_path), known)}")
+        text = shipped.read_text(encoding="utf-8")
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"recipe '{name_or_path}' is not valid TOML: {error}") from None
+
+
+def shipped_recipes(kind: str) -> list[str]:
+    """Return the names of the recipes that come with cvgl (``datasets`` or ``models``)."""
+    folder = files("cvgl_recipes") / kind
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def resolve(
+    kind: type[R], tables: Mapping[str, Any], overrides: Sequence[str] = ()
+) -> R:
+    """Check recipe tables against a recipe class, with ``a.b=c`` overrides applied.
+
+    Args:
+        kind: A recipe dataclass, such as `DatasetRecipe`.
+        tables: Nested tables, as TOML gives them.
+        overrides: ``key.path=value``; the value is read as TOML and taken as a string when it is not TOML.
+
+    Raises:
+        RecipeError: Naming the key path and, for an unknown key, the nearest valid one.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    merged = _copy(tables)
+    for override in overrides:
+        _apply(merged, override)
+    try:
+        return TypeAdapter(kind).validate_python(merged)
+    except ValidationError as error:
+        raise RecipeError(_explain(error.errors()[0], kind)) from None
+
+
+def to_tables(recipe: Any) -> dict[str, Any]:
+    """Return a recipe as nested plain tables without empty optional values, ready for TOML or JSON."""
+    tables = {}
+    for item in dataclasses.fields(recipe):
+        value = getattr(recipe, item.name)
+        if value is not None:
+            tables[item.name] = _plain(value)
+    return tables
+
+
+def to_toml(recipe: Any) -> str:
+    """Return the resolved recipe as TOML; `resolve` of the parsed text gives an equal recipe."""
+    return tomli_w.dumps(to_tables(recipe))
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Return one ``key: old -> new`` line per value in which two resolved recipes differ."""
+    before, after = dict(_flatten(old)), dict(_flatten(new))
+    return [
+        f"{key}: {before.get(key, 'unset')} -> {after.get(key, 'unset')}"
+        for key in sorted({*before, *after})
+        if before.get(key) != after.get(key)
+    ]
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _copy(item) for key, item in value.items()}
+    return [_copy(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return to_tables(value)
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return dict(value) if isinstance(value, Mapping) else value
+
+
+def _apply(tables: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    if not equals or not path.strip():
+        raise RecipeError(f"'--set {override}' is not of the form key.path=value")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *parents, last = path.strip().split(".")
+    node: Any = tables
+    for key in parents:
+        node = _child(node, key, override)
+    if isinstance(node, list):
+        node[_index(node, last, override)] = value
+    else:
+        node[last] = value
+
+
+def _child(node: Any, key: str, override: str) -> Any:
+    child = node[_index(node, key, override)] if isinstance(node, list) else node.setdefault(key, {})
+    if not isinstance(child, dict | list):
+        raise RecipeError(f"'--set {override}': '{key}' holds a value, not a table")
+    return child
+
+
+def _index(node: list[Any], key: str, override: str) -> int:
+    if not key.isdigit() or int(key) >= len(node):
+        raise RecipeError(f"'--set {override}': '{key}' is not an index below {len(node)}")
+    return int(key)
+
+
+def _explain(error: Mapping[str, Any], kind: type) -> str:
+    where = ".".join(str(part) for part in error["loc"])
+    if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        known = [key for key, _ in _flatten(_key_tree(kind))]
+        return f"unknown recipe key '{where}'{_nearest(where, known)}"
+    if error["type"] in ("missing", "missing_argument"):
+        return f"recipe key '{where}' is missing"
+    return f"recipe key '{where}': {error['msg']} (found {error['input']!r})"
+
+
+def _key_tree(kind: type) -> dict[str, Any]:
+    """Return the key tree of a recipe class, each leaf mapped to ``""``."""
+    hints = typing.get_type_hints(kind)
+    tree: dict[str, Any] = {}
+    for item in dataclasses.fields(kind):
+        inner = [hints[item.name], *typing.get_args(hints[item.name])]
+        nested = next((part for part in inner if dataclasses.is_dataclass(part)), None)
+        tree[item.name] = _key_tree(nested) if isinstance(nested, type) else ""
+    return tree
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(sorted(known))}"
+
+
+def _flatten(tables: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tables.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        elif isinstance(value, list) and value and isinstance(value[0], Mapping):
+            for index, item in enumerate(value):
+                yield from _flatten(item, f"{prefix}{key}.{index}.")
+        else:
+            yield f"{prefix}{key}", value

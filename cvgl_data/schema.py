@@ -1,0 +1,159 @@
+"""Columns of every table that leaves this package, and the check that a table has them.
+
+The version is stored in the schema metadata of each file (``cvgl_schema``) and compared when a file is opened.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from cvgl_data.errors import SchemaError
+
+VERSION = "1"
+VERSION_KEY = b"cvgl_schema"
+NAME_KEY = b"cvgl_table"
+
+SPLITS = ("train", "validation", "test")
+"""Names of query splits, in the order in which they are concatenated."""
+
+GALLERY = "gallery"
+"""The one split of references (``all`` is reserved by `datasets`)."""
+
+IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+"""The Hub's ``Image`` feature."""
+
+
+def _table(name: str, fields: list[tuple[str, pa.DataType]]) -> pa.Schema:
+    return pa.schema(fields, metadata={VERSION_KEY: VERSION.encode(), NAME_KEY: name.encode()})
+
+
+REFERENCES = _table(
+    "references",
+    [
+        ("reference_id", pa.string()),
+        ("image", IMAGE),
+        ("x", pa.int64()),  # north-west corner and side, global pixels of `zoom`
+        ("y", pa.int64()),
+        ("size", pa.int32()),
+        ("zoom", pa.int32()),
+        ("lon", pa.float64()),  # centre
+        ("lat", pa.float64()),
+        ("gsd_m", pa.float64()),  # ground metres per global pixel at the centre
+        ("area", pa.string()),
+        ("source", pa.string()),
+        ("release", pa.string()),
+        ("captured", pa.string()),
+        ("licence", pa.string()),
+        ("sha256", pa.string()),  # of the image bytes in this row
+        ("status", pa.string()),
+    ],
+)
+
+QUERIES = _table(
+    "queries",
+    [
+        ("query_id", pa.string()),
+        ("image", IMAGE),
+        ("lon", pa.float64()),
+        ("lat", pa.float64()),
+        ("heading_deg", pa.float64()),  # bearing of the centre column of the image in this row; null: unknown
+        ("pitch_deg", pa.float64()),
+        ("roll_deg", pa.float64()),
+        ("upright", pa.bool_()),  # null: unknown
+        ("captured", pa.string()),
+        ("area", pa.string()),
+        ("source", pa.string()),
+        ("licence", pa.string()),
+        ("creator", pa.string()),
+        ("sha256", pa.string()),
+        ("status", pa.string()),
+    ],
+)
+
+PAIRS = _table(
+    "pairs",
+    [
+        ("query_id", pa.string()),
+        ("reference_id", pa.string()),
+        ("query_row", pa.int32()),  # row in the queries of the same split
+        ("reference_row", pa.int32()),  # row in the gallery
+        ("relation", pa.string()),  # positive | semi-positive
+        ("u", pa.float64()),  # query's place in the window, window pixels, (0, 0) the corner
+        ("v", pa.float64()),
+        ("offset_east_m", pa.float64()),  # query minus reference centre
+        ("offset_north_m", pa.float64()),
+        ("distance_m", pa.float64()),
+        ("decentrality", pa.float64()),  # max norm: 0 centre, 1 edge
+        ("decentrality_l2", pa.float64()),  # Euclidean: 0 centre, 1 corner
+        ("iou", pa.float64()),  # of the window with an equal one centred on the query
+        ("covers", pa.bool_()),
+    ],
+)
+
+DISTANCE_MAP = _table(
+    "distance_map",
+    [
+        ("id", pa.string()),
+        ("neighbor_rows", pa.list_(pa.int32())),
+        ("distances_m", pa.list_(pa.float32())),
+    ],
+)
+
+FAILURES = _table(
+    "failures",
+    [
+        ("id", pa.string()),
+        ("kind", pa.string()),  # reference | query
+        ("area", pa.string()),
+        ("source", pa.string()),
+        ("status", pa.string()),  # an Outcome, or why a good item was left out ("split_buffer", ...)
+        ("error", pa.string()),
+    ],
+)
+
+
+def without_image(schema: pa.Schema) -> pa.Schema:
+    """Return the same columns without the pixels, for the ``*_meta`` tables."""
+    return pa.schema([field for field in schema if field.name != "image"], metadata=schema.metadata)
+
+
+def check(schema: pa.Schema, expected: pa.Schema, where: str, *, with_image: bool = True) -> None:
+    """Raise unless ``schema`` has the expected columns, types and version; extra columns are welcome.
+
+    Args:
+        schema: Schema of a table or file.
+        expected: One of the schemas of this module.
+        where: File or table name for the message.
+        with_image: Whether the image column is required.
+
+    Raises:
+        SchemaError: Naming the column, what was expected and what was found.
+    """
+    metadata = schema.metadata or {}
+    version = metadata.get(VERSION_KEY, b"").decode()
+    if version and version != VERSION:
+        raise SchemaError(
+            f"{where} has schema version {version}, this cvgl reads version {VERSION}; "
+            "build it again or install the cvgl that wrote it"
+        )
+    names = set(schema.names)
+    for field in expected:
+        if field.name == "image" and not with_image:
+            continue
+        if field.name not in names:
+            raise SchemaError(f"{where} has no column '{field.name}' (found: {', '.join(schema.names)})")
+        found = schema.field(field.name).type
+        if not _compatible(found, field.type):
+            raise SchemaError(f"{where}: column '{field.name}' is {found}, expected {field.type}")
+
+
+def _compatible(found: pa.DataType, expected: pa.DataType) -> bool:
+    """Whether a type can stand for another: equal up to 64-bit offsets and list item names."""
+    if found == expected:
+        return True
+    if pa.types.is_string(expected):
+        return bool(pa.types.is_large_string(found))
+    if pa.types.is_list(expected):
+        is_list = pa.types.is_list(found) or pa.types.is_fixed_size_list(found)
+        return is_list and found.value_type == expected.value_type
+    return False

@@ -1,0 +1,63 @@
+"""Where images come from: one file per source, one line per name in the tables below.
+
+A source is built with the recipe's ``options`` as keyword arguments. The option ``location`` is what the command line takes
+after the colon: ``--imagery folder:./tiles``.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from cvgl_data.errors import RecipeError
+from cvgl_data.registry import Registry, did_you_mean
+from cvgl_data.types import ImagerySource, PanoramaSource
+
+IMAGERY: Registry[Callable[..., ImagerySource]] = Registry(
+    "imagery source",
+    {
+        "simulated": "cvgl_data.sources.simulated:SimulatedImagery",
+        "simulated-map": "cvgl_data.sources.simulated:SimulatedMap",
+        "folder": "cvgl_data.sources.folder:FolderImagery",
+        "xyz": "cvgl_data.sources.xyz:XyzImagery",
+    },
+    group="cvgl.imagery",
+)
+
+PANORAMAS: Registry[Callable[..., PanoramaSource]] = Registry(
+    "panorama source",
+    {
+        "simulated": "cvgl_data.sources.simulated:SimulatedPanoramas",
+        "folder": "cvgl_data.sources.folder:FolderPanoramas",
+    },
+    group="cvgl.panoramas",
+)
+
+
+def open_imagery(name: str, options: Mapping[str, Any]) -> ImagerySource:
+    """Build the named imagery source.
+
+    Raises:
+        UnknownNameError: If there is no such source.
+        RecipeError: If it does not take one of the options.
+    """
+    return _build(IMAGERY, name, options, "imagery.options")
+
+
+def open_panoramas(name: str, options: Mapping[str, Any]) -> PanoramaSource:
+    """Build the named panorama source; raises like `open_imagery`."""
+    return _build(PANORAMAS, name, options, "panoramas.options")
+
+
+def _build(registry: Registry[Callable[..., Any]], name: str, options: Mapping[str, Any], path: str) -> Any:
+    factory = registry.load(name)
+    known = inspect.signature(factory).parameters
+    for key in options:
+        if key not in known:
+            hint = did_you_mean(key, known) if known else "; it takes none"
+            raise RecipeError(f"recipe key '{path}.{key}' is unknown to {registry.kind} '{name}'{hint}")
+    for key, parameter in known.items():
+        if parameter.default is parameter.empty and key not in options:
+            raise RecipeError(f"{registry.kind} '{name}' needs '{path}.{key}'")
+    return factory(**options)

@@ -1,0 +1,245 @@
+"""The nouns everything else is written in: positions, tiles, windows, and what a source delivers.
+
+Positions are ``(lon, lat)`` in degrees. Global pixels are those of the Web-Mercator square of ``256 * 2**zoom`` pixels,
+x right, y down, ``(0, 0)`` its north-west corner; pixel centres lie at ``.5``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from cvgl_data.aoi import AreaOfInterest
+    from cvgl_data.http import Http
+
+TILE_PX = 256
+"""Side of one XYZ tile in global pixels, whatever the number of pixels a server sends for it."""
+
+EARTH_CIRCUMFERENCE_M = 2 * math.pi * 6378137.0
+"""Equator of the Web-Mercator sphere, which defines ground metres per pixel."""
+
+
+def _lonlat(x: float, y: float, zoom: int) -> LonLat:
+    """Inverse Web Mercator of one point in global pixels; `cvgl_data.geo` has the array version."""
+    world = TILE_PX * 2.0**zoom
+    lat = math.degrees(math.atan(math.sinh(math.pi * (1.0 - 2.0 * y / world))))
+    return LonLat(x / world * 360.0 - 180.0, lat)
+
+
+class LonLat(NamedTuple):
+    """A position in degrees (WGS 84)."""
+
+    lon: float
+    lat: float
+
+
+class BBox(NamedTuple):
+    """A box in degrees; ``west > east`` means that it crosses the antimeridian."""
+
+    west: float
+    south: float
+    east: float
+    north: float
+
+
+class Tile(NamedTuple):
+    """One XYZ tile, the unit an imagery server serves; y grows southwards."""
+
+    x: int
+    y: int
+    z: int
+
+    @property
+    def quadkey(self) -> str:
+        """Bing-style key: one digit per zoom level, empty at zoom 0."""
+        return "".join(
+            str((self.x >> bit & 1) | (self.y >> bit & 1) << 1) for bit in range(self.z - 1, -1, -1)
+        )
+
+    @property
+    def bounds(self) -> BBox:
+        """Outer edges in degrees."""
+        return Window(self.x * TILE_PX, self.y * TILE_PX, TILE_PX, self.z).bounds
+
+    @property
+    def center(self) -> LonLat:
+        """Centre of the square in Mercator pixels."""
+        return Window(self.x * TILE_PX, self.y * TILE_PX, TILE_PX, self.z).center
+
+    def __str__(self) -> str:
+        """Return the usual ``z/x/y``."""
+        return f"{self.z}/{self.x}/{self.y}"
+
+
+class Window(NamedTuple):
+    """One reference: a square of global pixels, ``(x, y)`` its north-west corner, all in pixels of ``zoom``."""
+
+    x: int
+    y: int
+    size: int
+    zoom: int
+
+    @property
+    def key(self) -> str:
+        """Unique, sortable name, used as ``reference_id``."""
+        return f"{self.zoom:02d}_{self.x:09d}_{self.y:09d}_{self.size}"
+
+    @property
+    def center(self) -> LonLat:
+        """Centre of the square in Mercator pixels."""
+        return _lonlat(self.x + self.size / 2, self.y + self.size / 2, self.zoom)
+
+    @property
+    def bounds(self) -> BBox:
+        """Outer edges in degrees."""
+        west, north = _lonlat(self.x, self.y, self.zoom)
+        east, south = _lonlat(self.x + self.size, self.y + self.size, self.zoom)
+        return BBox(west, south, east, north)
+
+    @property
+    def gsd_m(self) -> float:
+        """Ground metres per pixel at the centre, cos(lat) included."""
+        lat = math.radians(self.center.lat)
+        return EARTH_CIRCUMFERENCE_M * math.cos(lat) / (TILE_PX * 2.0**self.zoom)
+
+    @property
+    def tiles(self) -> list[Tile]:
+        """The XYZ tiles that the window touches, row by row."""
+        columns = range(self.x // TILE_PX, (self.x + self.size - 1) // TILE_PX + 1)
+        rows = range(self.y // TILE_PX, (self.y + self.size - 1) // TILE_PX + 1)
+        return [Tile(column, row, self.zoom) for row in rows for column in columns]
+
+
+class Outcome(StrEnum):
+    """What became of one item; the only words statistics are made of."""
+
+    OK = "ok"
+    NOT_FOUND = "not_found"
+    NO_IMAGERY = "no_imagery"
+    AUTH = "auth"
+    QUOTA = "quota"
+    RATE_LIMITED = "rate_limited"
+    SERVER_ERROR = "server_error"
+    TIMEOUT = "timeout"
+    CONNECTION = "connection"
+    TRUNCATED = "truncated"
+    WRONG_TYPE = "wrong_type"
+    WRONG_SIZE = "wrong_size"
+    DECODE_ERROR = "decode_error"
+    CONSTANT_TILE = "constant_tile"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_transient(self) -> bool:
+        """Whether the next run should ask again without being told to."""
+        return self in _TRANSIENT
+
+
+_TRANSIENT = frozenset(
+    {
+        Outcome.QUOTA,
+        Outcome.RATE_LIMITED,
+        Outcome.SERVER_ERROR,
+        Outcome.TIMEOUT,
+        Outcome.CONNECTION,
+        Outcome.TRUNCATED,
+        Outcome.CANCELLED,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fetched:
+    """The image of one tile, as received."""
+
+    image: bytes
+    captured: str = ""
+    """ISO 8601 date or time of capture, empty when the source does not say."""
+    release: str = ""
+    """Version of the imagery, when the source has versions."""
+    licence: str = ""
+    """Licence of this very tile; empty means the source's."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PanoramaRef:
+    """A panorama that exists, before its pixels are fetched."""
+
+    pano_id: str
+    lon: float
+    lat: float
+    captured: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Panorama:
+    """One equirectangular panorama, as received, with its pose.
+
+    ``heading_deg`` is the compass bearing of the centre column, clockwise from north; ``pitch_deg`` tells how far the centre
+    looks above the horizon; ``roll_deg`` grows as the horizon turns counter-clockwise in the image (GPano's conventions).
+    ``None`` means unknown, which is not 0.
+    """
+
+    pano_id: str
+    image: bytes
+    lon: float
+    lat: float
+    heading_deg: float | None = None
+    pitch_deg: float | None = None
+    roll_deg: float | None = None
+    captured: str = ""
+    licence: str = ""
+    creator: str = ""
+
+
+class ImagerySource(Protocol):
+    """Anything that serves overhead tiles: one method, one file in `cvgl_data.sources`."""
+
+    name: str
+    attribution: str
+    licence: str
+    max_zoom: int
+    tile_px: int
+    """Pixels per side that the server sends for one tile (256, or 512 for "@2x")."""
+
+    async def fetch(self, tile: Tile, http: Http) -> Fetched:
+        """Return the tile's image.
+
+        Raises:
+            NoImagery: If the source has no pixels there.
+            FetchError: If it could not be had this time.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give back processes and files; called once by whoever opened the source."""
+        ...
+
+
+class PanoramaSource(Protocol):
+    """Anything that lists and serves panoramas."""
+
+    name: str
+    attribution: str
+    licence: str
+
+    def discover(self, area: AreaOfInterest, http: Http) -> AsyncIterator[PanoramaRef]:
+        """Yield the panoramas inside the area, in an order that does not change between runs."""
+        ...
+
+    async def fetch(self, pano_id: str, http: Http) -> Panorama:
+        """Return the panorama.
+
+        Raises:
+            NoPanorama: If the id does not resolve.
+            FetchError: If it could not be had this time.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give back processes and files; called once by whoever opened the source."""
+        ...

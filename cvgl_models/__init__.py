@@ -1,0 +1,1 @@
+"""Train and evaluate cross-view geo-localization models on built shards."""

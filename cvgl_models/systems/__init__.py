@@ -1,0 +1,1 @@
+"""Systems: one trainable method of the literature per file."""

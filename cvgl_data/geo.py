@@ -1,7 +1,8 @@
 """Web-Mercator and great-circle arithmetic on float64 arrays.
 
-Global pixels: x right, y down, ``(0, 0)`` the north-west corner of the world, ``256 * 2**zoom`` pixels a side; a pixel's centre
-lies at ``.5``. Longitudes are not wrapped: x keeps growing east of the antimeridian, so differences stay meaningful.
+Global pixels: x right, y down, ``(0, 0)`` the north-west corner of the world, ``256 * 2**zoom`` pixels a side; a
+pixel's centre lies at ``.5``. Longitudes are not wrapped: x keeps growing east of the antimeridian, so differences stay
+meaningful.
 """
 
 from __future__ import annotations
@@ -54,13 +55,8 @@ def gsd_m(lat: ArrayLike, zoom: int) -> Floats:
 
 def distance_m(lon1: ArrayLike, lat1: ArrayLike, lon2: ArrayLike, lat2: ArrayLike) -> Floats:
     """Return great-circle metres (haversine, R = 6 371 008.8 m) between positions in degrees, broadcasting."""
-    lam1, phi1, lam2, phi2 = (
-        np.radians(np.asarray(degrees, np.float64)) for degrees in (lon1, lat1, lon2, lat2)
-    )
-    half_chord_sq = (
-        np.sin((phi2 - phi1) / 2) ** 2
-        + np.cos(phi1) * np.cos(phi2) * np.sin((lam2 - lam1) / 2) ** 2
-    )
+    lam1, phi1, lam2, phi2 = (np.radians(np.asarray(degrees, np.float64)) for degrees in (lon1, lat1, lon2, lat2))
+    half_chord_sq = np.sin((phi2 - phi1) / 2) ** 2 + np.cos(phi1) * np.cos(phi2) * np.sin((lam2 - lam1) / 2) ** 2
     return np.asarray(2 * EARTH_RADIUS_M * np.arcsin(np.sqrt(np.clip(half_chord_sq, 0.0, 1.0))))
 
 

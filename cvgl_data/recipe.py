@@ -1,13 +1,12 @@
 """Dataset recipes: TOML on disk, frozen dataclasses inside.
 
-A recipe is the whole description of a build. Unknown keys are errors, ``--set a.b=c`` overrides single values, and the resolved
-recipe is saved beside every result and compared when a build is resumed.
+A recipe is the whole description of a build. Unknown keys are errors, ``--set a.b=c`` overrides single values, and the
+resolved recipe is saved beside every result and compared when a build is resumed.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import tomllib
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from typing import Any, TypeVar
 import tomli_w
 
 from cvgl_data.errors import RecipeError
+from cvgl_data.registry import did_you_mean
 
 R = TypeVar("R")
 
@@ -40,6 +40,8 @@ class AreaRecipe:
     """Any vector file geopandas reads."""
     clip: tuple[float, float, float, float] | None = None
     """Keep only this box of the area (west, south, east, north in degrees)."""
+    max: int = 0
+    """Keep at most this many panoramas here (0: as ``panoramas.max`` says)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,8 +79,8 @@ class PanoramaRecipe(SourceRecipe):
     max: int = 0
     """Keep at most this many per area (0: all), chosen by the recipe's seed."""
     align: str = "auto"
-    """``north``: re-render to heading 0, upright where pitch and roll are known; ``keep``: store the bytes as received;
-    ``auto``: ``keep`` for the user's own files, ``north`` for all else."""
+    """``north``: re-render to heading 0, upright where pitch and roll are known; ``keep``: store the bytes as
+    received; ``auto``: ``keep`` for the user's own files, ``north`` for all else."""
     width: int = 2048
     """Width of re-rendered panoramas; their height is half of it."""
 
@@ -97,7 +99,7 @@ class SplitRecipe:
 
     __pydantic_config__ = _STRICT
     protocol: str = "same-area"
-    """``same-area``: spatial blocks; ``cross-area``: ``test_areas`` against the others; ``none``: all queries test."""
+    """``same-area``: spatial blocks; ``cross-area``: ``test_areas`` against the others; ``none``: all test."""
     test_areas: tuple[str, ...] = ()
     """Names of the areas that test (cross-area)."""
     validation_fraction: float = 0.1
@@ -125,6 +127,9 @@ class DatasetRecipe:
     name: str
     seed: int = 0
     areas: tuple[AreaRecipe, ...] = ()
+    """Where; empty means everything a local source holds."""
+    limit: int = 0
+    """Keep only the first N windows and at most N panoramas of each area (0: all), to try a recipe out."""
     grid: GridRecipe = field(default_factory=GridRecipe)
     imagery: SourceRecipe = field(default_factory=lambda: SourceRecipe(source="esri"))
     panoramas: PanoramaRecipe = field(default_factory=lambda: PanoramaRecipe(source="panoramax"))
@@ -143,32 +148,39 @@ def load_toml(name_or_path: str | Path, kind: str) -> dict[str, Any]:
     Raises:
         RecipeError: If there is no such recipe or it is not TOML.
     """
-    path = Path(name_or_path)
-    if path.suffix == ".toml" or path.parent != Path():
-        if not path.is_file():
-            raise RecipeError(f"no recipe file '{path}'")
-        text = path.read_text(encoding="utf-8")
-    else:
-        shipped = files("cvgl_recipes") / kind / f"{name_or_path}.toml"
-        if not shipped.is_file():
-            known = shipped_recipes(kind)
-            raise RecipeError(f"no shipped {kind} recipe '{name_or_path}'{_nearest(str(name_or_path), known)}")
-        text = shipped.read_text(encoding="utf-8")
+    text = read_text(name_or_path, kind)
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"recipe '{name_or_path}' is not valid TOML: {error}") from None
 
 
+def read_text(name_or_path: str | Path, kind: str) -> str:
+    """Return a recipe's text, comments included; arguments and errors as for `load_toml`."""
+    path = Path(name_or_path)
+    if path.suffix == ".toml" or path.parent != Path():
+        if not path.is_file():
+            raise RecipeError(f"no recipe file '{path}'")
+        return path.read_text(encoding="utf-8")
+    shipped = files("cvgl_recipes") / kind / f"{name_or_path}.toml"
+    if not shipped.is_file():
+        known = shipped_recipes(kind)
+        raise RecipeError(f"no shipped recipe '{name_or_path}' in {kind}{did_you_mean(str(name_or_path), known)}")
+    return shipped.read_text(encoding="utf-8")
+
+
 def shipped_recipes(kind: str) -> list[str]:
     """Return the names of the recipes that come with cvgl (``datasets`` or ``models``)."""
-    folder = files("cvgl_recipes") / kind
-    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+    entries = [entry.name for entry in (files("cvgl_recipes") / kind).iterdir()]
+    return sorted(name.removesuffix(".toml") for name in entries if name.endswith(".toml"))
 
 
-def resolve(
-    kind: type[R], tables: Mapping[str, Any], overrides: Sequence[str] = ()
-) -> R:
+def describe_shipped(kind: str) -> list[tuple[str, str]]:
+    """Return the name and the first comment line of each recipe that comes with cvgl."""
+    return [(name, read_text(name, kind).split("\n", 1)[0].removeprefix("# ")) for name in shipped_recipes(kind)]
+
+
+def resolve(kind: type[R], tables: Mapping[str, Any], overrides: Sequence[str] = ()) -> R:
     """Check recipe tables against a recipe class, with ``a.b=c`` overrides applied.
 
     Args:
@@ -264,7 +276,7 @@ def _explain(error: Mapping[str, Any], kind: type) -> str:
     where = ".".join(str(part) for part in error["loc"])
     if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         known = [key for key, _ in _flatten(_key_tree(kind))]
-        return f"unknown recipe key '{where}'{_nearest(where, known)}"
+        return f"unknown recipe key '{where}'{did_you_mean(where, known)}"
     if error["type"] in ("missing", "missing_argument"):
         return f"recipe key '{where}' is missing"
     return f"recipe key '{where}': {error['msg']} (found {error['input']!r})"
@@ -279,11 +291,6 @@ def _key_tree(kind: type) -> dict[str, Any]:
         nested = next((part for part in inner if dataclasses.is_dataclass(part)), None)
         tree[item.name] = _key_tree(nested) if isinstance(nested, type) else ""
     return tree
-
-
-def _nearest(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(sorted(known))}"
 
 
 def _flatten(tables: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

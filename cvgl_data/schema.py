@@ -155,5 +155,5 @@ def _compatible(found: pa.DataType, expected: pa.DataType) -> bool:
         return bool(pa.types.is_large_string(found))
     if pa.types.is_list(expected):
         is_list = pa.types.is_list(found) or pa.types.is_fixed_size_list(found)
-        return is_list and found.value_type == expected.value_type
+        return bool(is_list and found.value_type == expected.value_type)
     return False

@@ -27,7 +27,8 @@ def _lonlat(x: float, y: float, zoom: int) -> LonLat:
     """Inverse Web Mercator of one point in global pixels; `cvgl_data.geo` has the array version."""
     world = TILE_PX * 2.0**zoom
     lat = math.degrees(math.atan(math.sinh(math.pi * (1.0 - 2.0 * y / world))))
-    return LonLat(x / world * 360.0 - 180.0, lat)
+    lon = x / world * 360.0 - 180.0
+    return LonLat(lon if lon <= 180.0 else lon - 360.0, lat)
 
 
 class LonLat(NamedTuple):
@@ -56,9 +57,7 @@ class Tile(NamedTuple):
     @property
     def quadkey(self) -> str:
         """Bing-style key: one digit per zoom level, empty at zoom 0."""
-        return "".join(
-            str((self.x >> bit & 1) | (self.y >> bit & 1) << 1) for bit in range(self.z - 1, -1, -1)
-        )
+        return "".join(str((self.x >> bit & 1) | (self.y >> bit & 1) << 1) for bit in range(self.z - 1, -1, -1))
 
     @property
     def bounds(self) -> BBox:
@@ -86,7 +85,7 @@ class Window(NamedTuple):
     @property
     def key(self) -> str:
         """Unique, sortable name, used as ``reference_id``."""
-        return f"{self.zoom:02d}_{self.x:09d}_{self.y:09d}_{self.size}"
+        return f"{self.zoom:02d}_{self.x:010d}_{self.y:010d}_{self.size}"
 
     @property
     def center(self) -> LonLat:
@@ -108,10 +107,10 @@ class Window(NamedTuple):
 
     @property
     def tiles(self) -> list[Tile]:
-        """The XYZ tiles that the window touches, row by row."""
+        """The XYZ tiles that the window touches, row by row; beyond the antimeridian columns start again at 0."""
         columns = range(self.x // TILE_PX, (self.x + self.size - 1) // TILE_PX + 1)
         rows = range(self.y // TILE_PX, (self.y + self.size - 1) // TILE_PX + 1)
-        return [Tile(column, row, self.zoom) for row in rows for column in columns]
+        return [Tile(column % 2**self.zoom, row, self.zoom) for row in rows for column in columns]
 
 
 class Outcome(StrEnum):
@@ -179,8 +178,9 @@ class PanoramaRef:
 class Panorama:
     """One equirectangular panorama, as received, with its pose.
 
-    ``heading_deg`` is the compass bearing of the centre column, clockwise from north; ``pitch_deg`` tells how far the centre
-    looks above the horizon; ``roll_deg`` grows as the horizon turns counter-clockwise in the image (GPano's conventions).
+    ``heading_deg`` is the compass bearing of the centre column, clockwise from north; ``pitch_deg`` tells how far
+    the centre looks above the horizon; ``roll_deg`` grows as the horizon turns counter-clockwise in the image (GPano's
+    conventions).
     ``None`` means unknown, which is not 0.
     """
 
@@ -243,3 +243,23 @@ class PanoramaSource(Protocol):
     def close(self) -> None:
         """Give back processes and files; called once by whoever opened the source."""
         ...
+
+
+class Progress(Protocol):
+    """What long work tells the person who waits for it."""
+
+    def stage(self, name: str, total: int | None) -> None:
+        """A stage begins; ``total`` is the number of its items, if known."""
+
+    def advance(self, count: int = 1, note: str | None = None) -> None:
+        """So many more items of the stage are done."""
+
+
+class Silent:
+    """Tell nobody."""
+
+    def stage(self, name: str, total: int | None) -> None:
+        """Do nothing."""
+
+    def advance(self, count: int = 1, note: str | None = None) -> None:
+        """Do nothing."""

@@ -1,7 +1,7 @@
 """Where images come from: one file per source, one line per name in the tables below.
 
-A source is built with the recipe's ``options`` as keyword arguments. The option ``location`` is what the command line takes
-after the colon: ``--imagery folder:./tiles``.
+A source is built with the recipe's ``options`` as keyword arguments. The option ``location`` is what the command line
+takes after the colon: ``--imagery folder:./tiles``.
 """
 
 from __future__ import annotations
@@ -35,29 +35,42 @@ PANORAMAS: Registry[Callable[..., PanoramaSource]] = Registry(
 )
 
 
-def open_imagery(name: str, options: Mapping[str, Any]) -> ImagerySource:
+def open_imagery(name: str, options: Mapping[str, Any], **runtime: Any) -> ImagerySource:
     """Build the named imagery source.
+
+    Args:
+        name: A name of `IMAGERY`.
+        options: The recipe's ``options``, keyword arguments of the source.
+        runtime: What does not change a dataset's content (``workers``); passed on if the source takes it.
 
     Raises:
         UnknownNameError: If there is no such source.
         RecipeError: If it does not take one of the options.
     """
-    return _build(IMAGERY, name, options, "imagery.options")
+    source: ImagerySource = _build(IMAGERY, name, options, runtime, "imagery.options")
+    return source
 
 
-def open_panoramas(name: str, options: Mapping[str, Any]) -> PanoramaSource:
-    """Build the named panorama source; raises like `open_imagery`."""
-    return _build(PANORAMAS, name, options, "panoramas.options")
+def open_panoramas(name: str, options: Mapping[str, Any], **runtime: Any) -> PanoramaSource:
+    """Build the named panorama source; arguments and errors as for `open_imagery`."""
+    source: PanoramaSource = _build(PANORAMAS, name, options, runtime, "panoramas.options")
+    return source
 
 
-def _build(registry: Registry[Callable[..., Any]], name: str, options: Mapping[str, Any], path: str) -> Any:
+def _build(
+    registry: Registry[Callable[..., Any]],
+    name: str,
+    options: Mapping[str, Any],
+    runtime: Mapping[str, Any],
+    path: str,
+) -> Any:
     factory = registry.load(name)
     known = inspect.signature(factory).parameters
     for key in options:
-        if key not in known:
+        if key not in known or key in runtime:
             hint = did_you_mean(key, known) if known else "; it takes none"
             raise RecipeError(f"recipe key '{path}.{key}' is unknown to {registry.kind} '{name}'{hint}")
     for key, parameter in known.items():
         if parameter.default is parameter.empty and key not in options:
             raise RecipeError(f"{registry.kind} '{name}' needs '{path}.{key}'")
-    return factory(**options)
+    return factory(**{key: value for key, value in runtime.items() if key in known}, **options)

@@ -1,1 +1,69 @@
-"""Systems: one trainable method of the literature per file."""
+"""Trainable methods of the literature: one file per system, one line in the table below."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, Protocol, TypeAlias
+
+from torch import Tensor, nn
+
+from cvgl_data.errors import CheckpointError
+from cvgl_data.registry import Registry
+from cvgl_models.recipe import ModelRecipe
+from cvgl_models.transforms import Batch
+
+LossTerms: TypeAlias = dict[str, Tensor]
+"""Named scalar terms, already weighted; the trainer minimizes their sum."""
+
+
+class System(Protocol):
+    """One trainable method; also an ``nn.Module``."""
+
+    task: Literal["retrieval", "localization"]
+
+    def training_step(self, batch: Batch) -> LossTerms:
+        """Return the loss terms of a batch of pairs."""
+
+    def embed_queries(self, batch: Batch) -> Tensor:
+        """Return (B, D) L2-normalized embeddings."""
+
+    def embed_references(self, batch: Batch) -> Tensor:
+        """Return (B, D) L2-normalized embeddings."""
+
+
+class SystemModule(nn.Module):
+    """Base class of systems: a `System` that is an ``nn.Module``."""
+
+    task: Literal["retrieval", "localization"] = "retrieval"
+
+    def training_step(self, batch: Batch) -> LossTerms:
+        """Return the loss terms of a batch of pairs."""
+        raise NotImplementedError
+
+    def embed_queries(self, batch: Batch) -> Tensor:
+        """Return (B, D) L2-normalized embeddings."""
+        raise NotImplementedError
+
+    def embed_references(self, batch: Batch) -> Tensor:
+        """Return (B, D) L2-normalized embeddings."""
+        raise NotImplementedError
+
+
+SYSTEMS: Registry[Callable[[ModelRecipe], SystemModule]] = Registry(
+    "system",
+    {"sample4geo": "cvgl_models.systems.sample4geo:Sample4Geo"},
+    group="cvgl.systems",
+)
+
+
+def create_system(recipe: ModelRecipe) -> SystemModule:
+    """Build the recipe's system.
+
+    Raises:
+        UnknownNameError: If there is no such system or backbone.
+        CheckpointError: If pretrained weights cannot be loaded.
+    """
+    system = SYSTEMS.load(recipe.system)(recipe)
+    if not any(True for _ in system.parameters()):
+        raise CheckpointError(f"system '{recipe.system}' has nothing to train")
+    return system

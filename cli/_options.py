@@ -1,0 +1,197 @@
+"""Options that mean the same in every command, logging, and the exit codes."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+from rich.text import Text
+
+from cvgl_data.errors import CvglError
+
+OK, FAILED, USAGE, PARTIAL, INTERRUPTED = 0, 1, 2, 3, 130
+
+out_console = Console(soft_wrap=True)
+err_console = Console(stderr=True)
+
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write to.", show_default=False)]
+RecipeName = Annotated[
+    str | None, typer.Option("--recipe", help="A shipped recipe's name, or a TOML file.", show_default=False)
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override one recipe value, as in grid.overlap=0.5.",
+        show_default=False,
+    ),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start over if the folder holds other results.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.")]
+Workers = Annotated[int, typer.Option(min=0, help="Worker processes; 0 means one per core.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+DatasetDir = Annotated[Path, typer.Argument(metavar="DIR", help="A dataset folder.")]
+
+
+def new_app(help_text: str) -> typer.Typer:
+    """Return a Typer app with the settings both programs share."""
+    return typer.Typer(
+        help=help_text,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,  # a traceback's locals may hold keys
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+
+def graft(command: Callable[..., Any], name: str, provider: Callable[..., Any]) -> Callable[..., Any]:
+    """Replace one parameter of a command by all parameters of the function that makes its value.
+
+    Typer reads a command's options off its signature and has no way to share a group of them.
+    """
+    shared, own = _parameters(provider), _parameters(command)
+    del own[name]
+
+    def grafted(**values: Any) -> Any:
+        made = provider(**{key: values.pop(key) for key in shared})
+        return command(**{name: made}, **values)
+
+    parameters = [*own.values(), *shared.values()]
+    grafted.__name__, grafted.__doc__ = command.__name__, command.__doc__
+    grafted.__annotations__ = {item.name: item.annotation for item in parameters}
+    grafted.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return grafted
+
+
+def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    hints = get_type_hints(function, include_extras=True)
+    return {
+        name: item.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY)
+        for name, item in inspect.signature(function).parameters.items()
+    }
+
+
+def verbosity(
+    verbose: Annotated[
+        int, typer.Option("--verbose", "-v", count=True, help="Say more on stderr; twice for debugging.")
+    ] = 0,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars, only errors.")] = False,
+) -> bool:
+    """Configure logging, here and nowhere else; return whether to be quiet."""
+    level = logging.ERROR if quiet else (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
+    handler = RichHandler(console=err_console, show_path=verbose > 1, show_time=verbose > 0, markup=False)
+    logging.basicConfig(level=level, format="%(message)s", handlers=[handler], force=True)
+    return quiet
+
+
+def takes_verbosity(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Replace a command's ``quiet`` parameter by ``-v`` and ``-q``."""
+    return graft(command, "quiet", verbosity)
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON document on stdout."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    """Print a table on stdout, columns of numbers to the right; cut to the width of a terminal, whole in a pipe."""
+    drawn = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    for index, column in enumerate(columns):
+        is_number = bool(rows) and rows[0][index][:1].isdigit()
+        drawn.add_column(column, justify="right" if is_number else "left", no_wrap=True, overflow="ellipsis")
+    for row in rows:
+        drawn.add_row(*(Text(cell) for cell in row))
+    console = out_console if out_console.is_terminal else Console(width=500)
+    console.print(drawn)
+
+
+def note(message: str) -> None:
+    """Print one line for the person at the terminal, on stderr."""
+    err_console.print(message, markup=False, highlight=False)
+
+
+def run(app: Callable[[], Any], after_interrupt: str) -> None:
+    """Run a Typer app as a program: one red line per `CvglError`, and the exit codes.
+
+    Args:
+        app: The Typer app.
+        after_interrupt: What to tell a person who pressed Ctrl-C.
+    """
+    try:
+        app()
+    except CvglError as error:
+        err_console.print(f"error: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(FAILED)
+    except (KeyboardInterrupt, typer.Abort):
+        note(after_interrupt)
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        # The reader (head, less) went away: not an error. Point stdout elsewhere so that the exit does not complain.
+        sys.stdout = None
+        sys.exit(OK)
+
+
+@contextmanager
+def progress_bar(quiet: bool) -> Iterator[StageBar]:
+    """Yield a progress display on stderr that shows one bar per stage; silent when quiet or not a terminal."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    progress = Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=err_console,
+        disable=quiet or not err_console.is_terminal,
+    )
+    with progress:
+        yield StageBar(progress)
+
+
+class StageBar:
+    """One bar per stage."""
+
+    def __init__(self, progress: Any) -> None:
+        self._progress = progress
+        self._task: Any = None
+
+    def stage(self, name: str, total: int | None) -> None:
+        """Start the next bar and finish the one before it."""
+        self.done()
+        self._task = self._progress.add_task(name, total=total, note="")
+
+    def advance(self, count: int = 1, note: str | None = None) -> None:
+        """Move the bar on."""
+        if self._task is not None:
+            self._progress.update(self._task, advance=count, **({} if note is None else {"note": note}))
+
+    def done(self) -> None:
+        """Fill the current bar."""
+        if self._task is not None:
+            task = self._progress.tasks[self._progress.task_ids.index(self._task)]
+            self._progress.update(
+                self._task, total=task.total or task.completed, completed=task.total or task.completed
+            )
+            self._task = None

@@ -1,0 +1,179 @@
+"""``cvgl-train``: train, evaluate and use models on built datasets. Each command parses, calls one function, prints."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from ._options import (
+    INTERRUPTED,
+    Json,
+    Overrides,
+    Overwrite,
+    new_app,
+    note,
+    print_json,
+    progress_bar,
+    run,
+    table,
+    takes_verbosity,
+)
+
+app = new_app("Train and evaluate cross-view geo-localization models on datasets built by cvgl-data.")
+recipes_app = new_app("List and show the model recipes that come with cvgl.")
+app.add_typer(recipes_app, name="recipes")
+
+Data = Annotated[Path, typer.Option("--data", "-d", help="Dataset folder.", show_default=False)]
+RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+Split = Annotated[str, typer.Option(help="train, validation or test.")]
+
+
+@app.command("run")
+@takes_verbosity
+def run_training(
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, or a TOML file.")],
+    data: Data,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Run folder.", show_default="runs/RECIPE")] = None,
+    overrides: Overrides = None,
+    overwrite: Overwrite = False,
+    max_steps: Annotated[
+        int | None, typer.Option(min=1, help="Stop after so many steps in all.", show_default=False)
+    ] = None,
+    time_limit: Annotated[
+        float | None, typer.Option(min=0, metavar="SECONDS", help="Stop after this time.", show_default=False)
+    ] = None,
+    quiet: bool = False,
+) -> None:
+    """Train a model, or go on with a run that was interrupted."""
+    from cvgl_models.recipe import load_recipe
+    from cvgl_models.training import train
+
+    resolved = load_recipe(recipe, overrides or ())
+    folder = out or Path("runs") / resolved.name
+    with progress_bar(quiet) as bar, _stop_on_signal() as stopped:
+        train(
+            resolved,
+            data,
+            folder,
+            max_steps=max_steps,
+            time_limit_s=time_limit,
+            should_stop=lambda: bool(stopped),
+            overwrite=overwrite,
+            progress=bar,
+        )
+    if stopped:
+        note(f"interrupted; {folder} is saved, run the same command again to go on")
+        raise typer.Exit(INTERRUPTED)
+    note(f"trained {folder}; `cvgl-train evaluate {folder} --data {data}` measures it")
+
+
+@app.command()
+@takes_verbosity
+def evaluate(
+    folder: RunDir,
+    data: Data,
+    split: Split = "test",
+    untrained: Annotated[
+        bool, typer.Option("--untrained", help="Measure the weights that training began with, for comparison.")
+    ] = False,
+    sheet: Annotated[
+        Path | None,
+        typer.Option(help="Write a contact sheet of queries and their best references.", show_default=False),
+    ] = None,
+    json: Json = False,
+    quiet: bool = False,
+) -> None:
+    """Measure a run on a split: recall, hit rates, metric errors, recall by decentrality."""
+    from cvgl_models.evaluation import evaluate as measure
+    from cvgl_models.sheets import contact_sheet
+
+    with progress_bar(quiet) as bar:
+        report = measure(folder, data, split, random_init=untrained, progress=bar)
+        if sheet is not None:
+            contact_sheet(folder, data, sheet, split=split, progress=bar)
+    if json:
+        typer.echo(report.to_json(), nl=False)
+    else:
+        title = f"{folder}{' before training' if untrained else ''} on {split} of {data}"
+        table(title, ["", "value"], [list(row) for row in report.rows()])
+    if sheet is not None:
+        note(f"contact sheet: {sheet}")
+
+
+@app.command()
+@takes_verbosity
+def locate(
+    folder: RunDir,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Equirectangular panoramas.")],
+    data: Data,
+    top_k: Annotated[int, typer.Option("--top", min=1, help="Candidates per image.")] = 5,
+    heading: Annotated[float, typer.Option(help="Compass bearing of the panoramas' centre column, degrees.")] = 0.0,
+    json: Json = False,
+    quiet: bool = False,
+) -> None:
+    """Say where panoramas were taken: the best references of a dataset, with scores."""
+    from cvgl_models.serving import locate as find
+
+    with progress_bar(quiet) as bar:
+        found = find(folder, images, data, top_k=top_k, heading_deg=heading, progress=bar)
+    if json:
+        print_json([asdict(location) for location in found])
+        return
+    for location in found:
+        rows = [
+            [str(rank), f"{c.lon:.6f}", f"{c.lat:.6f}", f"{c.score:.4f}", c.reference_id]
+            for rank, c in enumerate(location.candidates, start=1)
+        ]
+        table(location.image, ["rank", "lon", "lat", "score", "reference"], rows)
+
+
+@recipes_app.command("list")
+@takes_verbosity
+def recipes_list(quiet: bool = False) -> None:
+    """List the model recipes that come with cvgl."""
+    from cvgl_data.recipe import describe_shipped
+
+    table("Model recipes", ["recipe", "how to run it"], [list(row) for row in describe_shipped("models")])
+
+
+@recipes_app.command("show")
+@takes_verbosity
+def recipes_show(name: str, quiet: bool = False) -> None:
+    """Print a recipe as it is shipped, comments included."""
+    from cvgl_data.recipe import read_text
+
+    typer.echo(read_text(name, "models"), nl=False)
+
+
+@contextmanager
+def _stop_on_signal() -> Iterator[list[int]]:
+    """Yield a list that the first SIGINT or SIGTERM makes true; a second one ends the program at once."""
+    stopped: list[int] = []
+
+    def first(number: int, frame: FrameType | None) -> None:
+        stopped.append(number)
+        signal.signal(number, signal.default_int_handler)
+        note("stopping after this step")
+
+    before = {number: signal.signal(number, first) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def main() -> None:
+    """Entry point of ``cvgl-train``."""
+    run(app, "interrupted; the last checkpoint is kept, run the same command again to go on")
+
+
+if __name__ == "__main__":
+    main()

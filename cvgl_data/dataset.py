@@ -1,0 +1,153 @@
+"""An opened dataset: tables without pixels, and images by id. Every reader gives one of these.
+
+Needs nothing but numpy and pyarrow, so that training does too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from cvgl_data.errors import DatasetNotFoundError, UnknownNameError
+from cvgl_data.registry import Registry, did_you_mean
+from cvgl_data.schema import DISTANCE_MAP, SPLITS
+
+Ints = NDArray[np.int64]
+
+READERS: Registry[Callable[..., CrossViewDataset]] = Registry(
+    "reader",
+    {
+        "packed": "cvgl_data.readers.packed:read",
+    },
+    group="cvgl.readers",
+)
+"""A reader takes ``(folder, *, verify)`` and returns a `CrossViewDataset`; one file in `cvgl_data.readers` each."""
+
+
+def open_dataset(path_or_hub_id: str | Path, *, verify: bool = False) -> CrossViewDataset:
+    """Open a dataset.
+
+    Args:
+        path_or_hub_id: Folder that ``cvgl-data build`` or ``pack`` made; ``reader:folder`` picks another layout.
+        verify: Compare the hash of every file with the manifest; otherwise only sizes are compared.
+
+    Raises:
+        DatasetNotFoundError: If there is no dataset.
+        DatasetError: If it is incomplete or damaged; names the file.
+        SchemaError: If it was written by another version.
+        UnknownNameError: If there is no such reader.
+    """
+    name, colon, location = str(path_or_hub_id).partition(":")
+    if not colon or Path(path_or_hub_id).exists():
+        name, location = "packed", str(path_or_hub_id)
+    elif name not in READERS:
+        raise UnknownNameError(f"unknown reader '{name}' in '{path_or_hub_id}'{did_you_mean(name, READERS)}")
+    folder = Path(location)
+    if not folder.is_dir():
+        raise DatasetNotFoundError(f"no dataset folder '{location}'; `cvgl-data build --out {location}` makes one")
+    return READERS.load(name)(folder, verify=verify)
+
+
+@dataclass(frozen=True)
+class CrossViewDataset:
+    """Queries, the references they are searched in, and what is known about both."""
+
+    references: pa.Table
+    """Schema ``REFERENCES`` without ``image``, R rows."""
+    queries: pa.Table
+    """Schema ``QUERIES`` without ``image`` plus ``split``, Q rows."""
+    pairs: pa.Table
+    """Schema ``PAIRS``; ``query_row`` and ``reference_row`` are rows of the two tables above."""
+    distance_map: pa.Table
+    """Schema ``DISTANCE_MAP``, R rows in the order of the references; may be empty when a layout has none."""
+    images: Mapping[str, bytes]
+    """Encoded images by ``reference_id`` and ``query_id``."""
+
+    def select(self, split: str) -> CrossViewDataset:
+        """Return the queries of one split with their gallery.
+
+        The gallery is all references in the areas of these queries, and any other that covers one of them. Rows in
+        ``pairs`` and in the distance map are rows of the new tables; neighbors outside the gallery are taken out and
+        the lists padded at the end.
+
+        Raises:
+            UnknownNameError: If there is no such split; a split without queries gives an empty dataset.
+        """
+        if split not in SPLITS:
+            raise UnknownNameError(f"unknown split '{split}'{did_you_mean(split, SPLITS)}")
+        query_rows = np.flatnonzero(pc.equal(self.queries["split"], split).to_numpy())
+        new_query_row = _new_rows(query_rows, self.queries.num_rows)
+        queries = self.queries.take(pa.array(query_rows))
+        pairs = self.pairs.filter(pa.array(new_query_row[self.pairs["query_row"].to_numpy()] >= 0))
+
+        in_area = pc.is_in(self.references["area"], value_set=pc.unique(queries["area"])).to_numpy().copy()
+        in_area[pairs["reference_row"].to_numpy()] = True
+        reference_rows = np.flatnonzero(in_area)
+        new_reference_row = _new_rows(reference_rows, self.references.num_rows)
+        pairs = _with_rows(pairs, "query_row", new_query_row)
+        distance_map = self.distance_map
+        if len(reference_rows) < self.references.num_rows and distance_map.num_rows:
+            distance_map = _remap(distance_map.take(pa.array(reference_rows)), new_reference_row)
+        return replace(
+            self,
+            references=self.references.take(pa.array(reference_rows)),
+            queries=queries,
+            pairs=_with_rows(pairs, "reference_row", new_reference_row),
+            distance_map=distance_map,
+        )
+
+    def positives(self) -> Ints:
+        """Return the row of each query's positive in ``references``, shape (Q,); -1 where there is none."""
+        rows = np.full(self.queries.num_rows, -1, np.int64)
+        positive = self.pairs.filter(pc.equal(self.pairs["relation"], "positive"))
+        rows[positive["query_row"].to_numpy()] = positive["reference_row"].to_numpy()
+        return rows
+
+    def covering(self) -> tuple[Ints, Ints]:
+        """Return the covering references of all queries as ``(indptr, rows)``.
+
+        Query q is covered by ``rows[indptr[q]:indptr[q + 1]]``, its positive first. Shapes (Q + 1,) and (P,).
+        """
+        covering = self.pairs.filter(self.pairs["covers"])
+        query = covering["query_row"].to_numpy().astype(np.int64)
+        semi = pc.not_equal(covering["relation"], "positive").to_numpy()
+        order = np.lexsort((covering["decentrality_l2"].to_numpy(), semi, query))
+        indptr = np.zeros(self.queries.num_rows + 1, np.int64)
+        np.cumsum(np.bincount(query, minlength=self.queries.num_rows), out=indptr[1:])
+        return indptr, covering["reference_row"].to_numpy().astype(np.int64)[order]
+
+
+def _new_rows(kept: Ints, num: int) -> Ints:
+    """Return where each old row went, -1 for those that are gone; the extra last entry serves row -1."""
+    rows = np.full(num + 1, -1, np.int64)
+    rows[kept] = np.arange(len(kept))
+    return rows
+
+
+def _with_rows(table: pa.Table, column: str, new_row: Ints) -> pa.Table:
+    index = table.schema.get_field_index(column)
+    rows = new_row[table[column].to_numpy()].astype(np.int32)
+    return table.set_column(index, table.schema.field(index), pa.array(rows))
+
+
+def _remap(distance_map: pa.Table, new_row: Ints) -> pa.Table:
+    """Return the same lists in terms of new rows, the gone ones replaced by padding at the end."""
+    parts = []
+    for batch in distance_map.to_batches(max_chunksize=8192):
+        rows, distances = (batch.column(name) for name in DISTANCE_MAP.names[1:])
+        flat = new_row[rows.flatten().to_numpy()].reshape(len(batch), -1)
+        order = np.argsort(flat < 0, axis=1, kind="stable")
+        flat = np.take_along_axis(flat, order, 1).astype(np.int32)
+        meters = distances.flatten().to_numpy().reshape(flat.shape)
+        meters = np.where(flat < 0, np.float32("inf"), np.take_along_axis(meters, order, 1))
+        offsets = pa.array(np.arange(len(batch) + 1, dtype=np.int32) * flat.shape[1])
+        lists = [pa.ListArray.from_arrays(offsets, pa.array(values.reshape(-1))) for values in (flat, meters)]
+        parts.append(pa.RecordBatch.from_arrays([batch.column("id"), *lists], schema=DISTANCE_MAP))
+    # The ids are others now, so their hash in the metadata is not carried over.
+    return pa.Table.from_batches(parts, DISTANCE_MAP)

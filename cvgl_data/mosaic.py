@@ -1,0 +1,115 @@
+"""References from tiles: a window that is one tile is that tile, any other is cut from the tiles it touches."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Iterable
+
+import numpy as np
+
+from cvgl_data.errors import FetchError
+from cvgl_data.http import Http
+from cvgl_data.images import decode, encode_jpeg, image_size
+from cvgl_data.types import TILE_PX, Fetched, ImagerySource, Outcome, Tile, Window
+
+CACHE_BYTES = 32 * 1024 * 1024
+"""Encoded tiles kept for the windows to come: two rows of a city with overlapping windows."""
+
+
+class TileCache:
+    """Fetches each tile once, for all windows that ask for it at the same time or soon after.
+
+    Args:
+        source: Where from.
+        http: Shared client.
+        max_bytes: Forget the tiles that were not used for longest beyond this.
+    """
+
+    def __init__(self, source: ImagerySource, http: Http, max_bytes: int = CACHE_BYTES) -> None:
+        self.source = source
+        self._http = http
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self._kept: OrderedDict[Tile, Fetched] = OrderedDict()
+        self._in_flight: dict[Tile, asyncio.Task[Fetched]] = {}
+
+    async def get(self, tile: Tile) -> Fetched:
+        """Return a tile whose image has been checked from the outside.
+
+        Raises:
+            FetchError: If it cannot be had, or is not a complete image of the source's size.
+        """
+        if tile in self._kept:
+            self._kept.move_to_end(tile)
+            return self._kept[tile]
+        task = self._in_flight.get(tile)
+        if task is None:
+            task = self._in_flight[tile] = asyncio.ensure_future(self._fetch(tile))
+            task.add_done_callback(lambda done: self._arrived(tile, done))
+        return await asyncio.shield(task)  # one window may be given up while another still waits
+
+    def close(self) -> None:
+        """Give up what is in flight and forget the rest."""
+        for task in self._in_flight.values():
+            task.cancel()
+        self._kept.clear()
+
+    async def _fetch(self, tile: Tile) -> Fetched:
+        fetched = await self.source.fetch(tile, self._http)
+        size = image_size(fetched.image)
+        expected = (self.source.tile_px, self.source.tile_px)
+        if size != expected:
+            text = f"tile {tile} is {size[0]}x{size[1]} pixels, not {expected[0]}x{expected[1]}"
+            raise FetchError(text, source=self.source.name, item=str(tile), outcome=Outcome.WRONG_SIZE)
+        return fetched
+
+    def _arrived(self, tile: Tile, task: asyncio.Task[Fetched]) -> None:
+        del self._in_flight[tile]
+        if task.cancelled() or task.exception() is not None:
+            return
+        self._kept[tile] = task.result()
+        self._bytes += len(task.result().image)
+        while self._bytes > self._max_bytes and self._kept:
+            _, forgotten = self._kept.popitem(last=False)
+            self._bytes -= len(forgotten.image)
+
+
+async def cut(window: Window, tiles: TileCache) -> Fetched:
+    """Return the image of a window: its one tile as received, or a mosaic encoded once.
+
+    Raises:
+        FetchError: If a tile fails; a window is never filled up.
+    """
+    world = 2**window.zoom
+    wanted = [tile._replace(x=tile.x % world) for tile in window.tiles]  # windows may run on beyond the antimeridian
+    if len(wanted) == 1 and window.size == TILE_PX:
+        return await tiles.get(wanted[0])
+    found = [await tiles.get(tile) for tile in wanted]
+    return Fetched(
+        image=await asyncio.to_thread(_mosaic, window, [fetched.image for fetched in found], tiles.source.tile_px),
+        captured=_merged("/", (fetched.captured for fetched in found)),
+        release=_merged("; ", (fetched.release for fetched in found)),
+        licence=_merged("; ", (fetched.licence or tiles.source.licence for fetched in found)),
+    )
+
+
+def _mosaic(window: Window, images: list[bytes], tile_px: int) -> bytes:
+    """Return the JPEG of a window from its tiles, row by row."""
+    first, last = window.tiles[0], window.tiles[-1]
+    columns, rows = last.x - first.x + 1, last.y - first.y + 1
+    canvas = np.empty((rows * tile_px, columns * tile_px, 3), np.uint8)
+    for index, image in enumerate(images):
+        top, left = index // columns * tile_px, index % columns * tile_px
+        canvas[top : top + tile_px, left : left + tile_px] = decode(image)
+    top, left = ((window.y - first.y * TILE_PX) * tile_px, (window.x - first.x * TILE_PX) * tile_px)
+    top, left, side = top // TILE_PX, left // TILE_PX, window.size * tile_px // TILE_PX
+    return encode_jpeg(canvas[top : top + side, left : left + side])
+
+
+def _merged(separator: str, values: Iterable[str]) -> str:
+    """Return what the tiles say, each statement once; for dates that reads as an ISO 8601 interval."""
+    distinct = sorted({value for value in values if value})
+    if separator == "/" and len(distinct) > 2:
+        distinct = [distinct[0], distinct[-1]]
+    return separator.join(distinct)

@@ -1,0 +1,119 @@
+"""Imagery from any server of XYZ tiles, given by its URL template."""
+
+from __future__ import annotations
+
+import os
+import re
+from urllib.parse import urlsplit
+
+from cvgl_data.errors import FetchError, NoImagery, RecipeError
+from cvgl_data.http import SECRET_PARAMETERS, Http
+from cvgl_data.types import Fetched, Outcome, Tile
+
+_PLACEHOLDER = re.compile(r"(?<!\$)\{([^{}]*)\}")
+_VARIABLE = re.compile(r"\$\{(\w+)\}")
+_LITERAL_SECRET = re.compile(rf"(?i)[?&]({'|'.join(SECRET_PARAMETERS)})=(?!\$\{{\w+\}}(?:&|$))[^&]")
+_PLACES = ({"z", "x", "y"}, {"z", "x", "-y"}, {"q"})
+
+
+class XyzImagery:
+    """Tiles by HTTP from a URL template such as ``https://tiles.example.org/{z}/{x}/{y}.jpg``.
+
+    Placeholders: ``{z} {x} {y}``; ``{-y}`` counts rows from the south (TMS); ``{q}`` is the quadkey; ``{s}`` one of
+    ``subdomains``. ``${NAME}`` stands for an environment variable, so that keys stay out of recipes:
+    ``...?key=${MY_TILE_KEY}``.
+
+    Args:
+        location: The template.
+        max_zoom: Deepest zoom the server has.
+        tile_px: Pixels per side that it sends (256, or 512 for "@2x").
+        attribution: Whom to credit.
+        licence: Licence of the imagery; empty means unknown, which is not permission.
+        subdomains: ``"abc"`` or ``"t0,t1"``; spread over by tile, so that a tile always has the same URL.
+
+    Raises:
+        RecipeError: If the template cannot work, carries a secret, or names a server that forbids bulk downloads.
+    """
+
+    name = "xyz"
+
+    def __init__(
+        self,
+        location: str,
+        max_zoom: int = 22,
+        tile_px: int = 256,
+        attribution: str = "",
+        licence: str = "",
+        subdomains: str = "",
+    ) -> None:
+        self.max_zoom = max_zoom
+        self.tile_px = tile_px
+        self.attribution = attribution
+        self.licence = licence
+        self._subdomains = [part for part in (subdomains.split(",") if "," in subdomains else subdomains) if part]
+        self._template = _checked(location, self._subdomains)
+
+    def url(self, tile: Tile) -> str:
+        """Return the address of a tile."""
+        values = {
+            "z": str(tile.z),
+            "x": str(tile.x),
+            "y": str(tile.y),
+            "-y": str(2**tile.z - 1 - tile.y),
+            "q": tile.quadkey,
+        }
+        if self._subdomains:
+            values["s"] = self._subdomains[(tile.x + tile.y) % len(self._subdomains)]
+        return _PLACEHOLDER.sub(lambda match: values[match[1]], self._template)
+
+    async def fetch(self, tile: Tile, http: Http) -> Fetched:
+        """Return the tile as the server sends it; see `ImagerySource.fetch`."""
+        try:
+            response = await http.get(self.url(tile), source=self.name, item=str(tile))
+        except FetchError as error:
+            if error.outcome is Outcome.NOT_FOUND:
+                raise NoImagery(str(error), source=self.name, item=str(tile)) from None
+            raise
+        if response.status == 204 or not response.body:
+            raise NoImagery(f"the server has an empty answer for tile {tile}", source=self.name, item=str(tile))
+        return Fetched(image=response.body)
+
+    def close(self) -> None:
+        """Do nothing; the connections belong to the `Http`."""
+
+
+def _checked(location: str, subdomains: list[str]) -> str:
+    """Return the template with its variables filled in."""
+    secret = _LITERAL_SECRET.search(location)
+    if secret:
+        raise RecipeError(
+            f"the tile template carries a secret in '{secret[1]}', which the saved recipe would repeat; "
+            f"put it into an environment variable and write {secret[1]}=${{NAME}}"
+        )
+    used = {match[1] for match in _PLACEHOLDER.finditer(location)}
+    unknown = ", ".join(f"{{{name}}}" for name in sorted(used - {"z", "x", "y", "-y", "q", "s"}))
+    if unknown:
+        raise RecipeError(
+            f"tile template '{location}' has unknown placeholders {unknown}; "
+            "known: {z} {x} {y} {-y} {q} {s}"
+        )
+    if not any(places <= used for places in _PLACES):
+        raise RecipeError(f"tile template '{location}' needs {{z}}, {{x}} and {{y}} (or {{-y}}), or {{q}}")
+    if "s" in used and not subdomains:
+        raise RecipeError(f"tile template '{location}' uses {{s}}; set the option 'subdomains'")
+    parts = urlsplit(_PLACEHOLDER.sub("0", location))
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise RecipeError(f"tile template '{location}' must begin with http:// or https:// and a host")
+    if parts.hostname.endswith(("openstreetmap.org", ".osm.org")):
+        raise RecipeError(
+            f"'{parts.hostname}' is run by volunteers whose tile usage policy forbids bulk downloading; "
+            "use your own tile server or another provider"
+        )
+    return _VARIABLE.sub(_variable, location)
+
+
+def _variable(match: re.Match[str]) -> str:
+    value = os.environ.get(match[1])
+    if value is None:
+        raise RecipeError(f"the tile template uses ${{{match[1]}}}, but that environment variable is not set")
+    return value

@@ -1,0 +1,183 @@
+"""The ``.cvgl`` folder inside a dataset folder: what a build has fetched and computed, safe against kills at any time.
+
+```
+.cvgl/recipe.toml              the resolved recipe all of it belongs to
+.cvgl/lock                     held by the one process at work
+.cvgl/<name>.arrow             one table per finished step
+.cvgl/<store>/part-000000.arrow  rows fetched so far, immutable once they bear this name
+```
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sys
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pyarrow as pa
+import tomli_w
+
+from cvgl_data.errors import WorkspaceError
+from cvgl_data.recipe import differences
+from cvgl_data.store import Store, open_arrow, replace_file
+
+logger = logging.getLogger(__name__)
+
+
+class Workspace:
+    """State of one build.
+
+    Args:
+        folder: The dataset folder; nothing is touched before `open`.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.state = self.folder / ".cvgl"
+        self._lock: int | None = None
+
+    def recipe_tables(self) -> dict[str, Any] | None:
+        """Return the recipe that the folder belongs to; ``None`` if it holds no build.
+
+        Raises:
+            WorkspaceError: If the saved recipe cannot be read.
+        """
+        path = self.state / "recipe.toml"
+        try:
+            return tomllib.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise WorkspaceError(f"'{path}' is damaged ({error}); --overwrite starts over") from None
+
+    def open(self, recipe_tables: Mapping[str, Any], overwrite: bool = False) -> Workspace:
+        """Begin a build in this folder, or go on with the one it holds, and lock it against other processes.
+
+        Args:
+            recipe_tables: The resolved recipe.
+            overwrite: Delete a build of another recipe (never a folder that is not ours).
+
+        Raises:
+            WorkspaceError: If the folder holds something else, a build of another recipe, or is in use.
+        """
+        text = tomli_w.dumps(dict(recipe_tables))
+        self._refuse_strangers()
+        self.state.mkdir(parents=True, exist_ok=True)
+        self._acquire()
+        try:
+            self._adopt(text, overwrite)
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def close(self) -> None:
+        """Release the lock."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def __enter__(self) -> Workspace:
+        """Return the workspace itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Release the lock."""
+        self.close()
+
+    def write_table(self, name: str, table: pa.Table) -> None:
+        """Save the result of a step; it appears complete or not at all."""
+
+        def write(path: Path) -> None:
+            with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+                writer.write_table(table)
+
+        replace_file(self.state / f"{name}.arrow", write)
+
+    def read_table(self, name: str) -> pa.Table:
+        """Return the result of a step, memory-mapped.
+
+        Raises:
+            WorkspaceError: If the step has not been done.
+            DatasetError: If its file is damaged.
+        """
+        path = self.state / f"{name}.arrow"
+        if not path.is_file():
+            raise WorkspaceError(f"'{self.folder}' has no '{name}' yet; run that step (or `cvgl-data build`) first")
+        return open_arrow(path).read_all()
+
+    def has_table(self, name: str) -> bool:
+        """Whether the step has been done."""
+        return (self.state / f"{name}.arrow").is_file()
+
+    def store(self, name: str, schema: pa.Schema, key: str) -> Store:
+        """Open the row store of that name; arguments as for `Store`."""
+        return Store(self.state / name, schema, key)
+
+    def _refuse_strangers(self) -> None:
+        if self.folder.is_file():
+            raise WorkspaceError(f"'{self.folder}' is a file; choose a folder")
+        if not self.folder.is_dir() or self.state.is_dir() or (self.folder / "manifest.json").is_file():
+            return
+        if any(self.folder.iterdir()):
+            raise WorkspaceError(f"'{self.folder}' is not empty and holds no cvgl build; choose another folder")
+
+    def _acquire(self) -> None:
+        self._lock = os.open(self.state / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            if sys.platform == "win32":
+                import msvcrt
+
+                msvcrt.locking(self._lock, msvcrt.LK_NBLCK, 1)
+            else:
+                import fcntl
+
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self.close()
+            raise WorkspaceError(f"'{self.folder}' is in use by another process; wait for it or stop it") from None
+
+    def _adopt(self, text: str, overwrite: bool) -> None:
+        saved = None
+        try:
+            saved = self.recipe_tables()
+            if saved is None and (self.folder / "recipe.toml").is_file():  # a dataset without its workspace
+                saved = tomllib.loads((self.folder / "recipe.toml").read_text(encoding="utf-8"))
+        except (WorkspaceError, ValueError):
+            if not overwrite:
+                raise
+            saved = {}
+        changed = differences(saved, tomllib.loads(text)) if saved is not None else []
+        if changed and not overwrite:
+            shown = "; ".join(changed[:5]) + (f"; and {len(changed) - 5} more" if len(changed) > 5 else "")
+            raise WorkspaceError(
+                f"'{self.folder}' holds a build of another recipe ({shown}); "
+                "choose another folder, or pass --overwrite to delete it"
+            )
+        if changed:
+            self._wipe()
+        if changed or self.recipe_tables() is None:
+            replace_file(self.state / "recipe.toml", lambda path: _write_text(path, text))
+
+    def _wipe(self) -> None:
+        """Delete the build, the manifest that vouches for it first and the recipe it belongs to last."""
+        logger.info("deleting the build in %s", self.folder)
+        (self.folder / "manifest.json").unlink(missing_ok=True)
+        shutil.rmtree(self.folder / "data", ignore_errors=True)
+        for entry in sorted(self.state.iterdir()):
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            elif entry.name not in ("lock", "recipe.toml"):
+                entry.unlink()
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")

@@ -1,0 +1,187 @@
+"""The run folder: recipe, environment, log, weights.
+
+```
+recipe.toml        the resolved recipe            environment.json   versions, device, fingerprint of the data
+metrics.jsonl      one line per logged step       best.safetensors   weights that did best on the validation split
+checkpoints/step-00000120/   weights.safetensors, state.pt (optimizer, position): where a resumed training goes on
+```
+A checkpoint is written under a temporary name and renamed, so it is whole or not there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import tomllib
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from cvgl_data.errors import CheckpointError, WorkspaceError
+from cvgl_data.recipe import differences, resolve, to_tables, to_toml
+from cvgl_models.backbones import load_strictly, read_weights
+from cvgl_models.recipe import ModelRecipe
+
+RECIPE, ENVIRONMENT, METRICS, BEST, CHECKPOINTS = (
+    "recipe.toml",
+    "environment.json",
+    "metrics.jsonl",
+    "best.safetensors",
+    "checkpoints",
+)
+
+
+def open_run(run: Path, recipe: ModelRecipe, data: Mapping[str, Any], *, overwrite: bool) -> None:
+    """Make a run folder ready: new, or one of the same recipe and data.
+
+    Args:
+        run: The folder.
+        recipe: Resolved recipe of this training.
+        data: Fingerprint of the dataset.
+        overwrite: Delete what another training left there.
+
+    Raises:
+        WorkspaceError: If the folder belongs to another recipe or dataset, or is no run folder.
+    """
+    if overwrite and (run / RECIPE).is_file():
+        shutil.rmtree(run)
+    if (run / RECIPE).is_file():
+        changed = differences(_read_toml(run / RECIPE), to_tables(recipe))
+        if changed:
+            raise WorkspaceError(
+                f"run folder '{run}' belongs to another recipe ({'; '.join(changed[:3])}); choose another folder or pass --overwrite"
+            )
+        environment = json.loads((run / ENVIRONMENT).read_text(encoding="utf-8"))
+        if environment.get("data") != data:
+            raise WorkspaceError(
+                f"run folder '{run}' was trained on other data; choose another folder or pass --overwrite"
+            )
+        return
+    if run.exists() and any(run.iterdir()):
+        raise WorkspaceError(f"folder '{run}' is not empty and no run folder; choose another folder")
+    run.mkdir(parents=True, exist_ok=True)
+    write_text(run / ENVIRONMENT, json.dumps({**_environment(), "data": data}, indent=2) + "\n")
+    write_text(run / RECIPE, to_toml(recipe))
+
+
+def run_recipe(run: Path) -> ModelRecipe:
+    """Return the resolved recipe of a run.
+
+    Raises:
+        CheckpointError: If the folder is no run folder.
+    """
+    if not (run / RECIPE).is_file():
+        raise CheckpointError(f"'{run}' is no run folder: it has no {RECIPE}; train with `cvgl-train run` first")
+    return resolve(ModelRecipe, _read_toml(run / RECIPE))
+
+
+def save_checkpoint(run: Path, model: nn.Module, state: Mapping[str, Any]) -> Path:
+    """Write weights and training state; the previous checkpoint goes once this one is complete.
+
+    Args:
+        run: Run folder.
+        model: Its weights are saved.
+        state: Plain values and tensors only, with ``step``.
+    """
+    folder = run / CHECKPOINTS / f"step-{state['step']:08d}"
+    partial = folder.with_name(f"{folder.name}.tmp")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    save_weights(partial / "weights.safetensors", model, {"step": str(state["step"])})
+    torch.save(dict(state), partial / "state.pt")
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.replace(partial, folder)
+    for other in folder.parent.iterdir():
+        if other != folder:
+            shutil.rmtree(other)
+    return folder
+
+
+def last_checkpoint(run: Path) -> Path | None:
+    """Return the newest complete checkpoint."""
+    folders = sorted(path for path in (run / CHECKPOINTS).glob("step-????????") if path.is_dir())
+    return folders[-1] if folders else None
+
+
+def load_checkpoint(folder: Path, model: nn.Module) -> dict[str, Any]:
+    """Load the weights into the model and return the training state.
+
+    Raises:
+        CheckpointError: If something is missing, damaged, or does not fit.
+    """
+    load_weights(folder / "weights.safetensors", model)
+    try:
+        state: dict[str, Any] = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise CheckpointError(
+            f"'{folder / 'state.pt'}' cannot be read: {error}; delete '{folder}' to start again"
+        ) from error
+    return state
+
+
+def save_weights(path: Path, model: nn.Module, metadata: dict[str, str]) -> None:
+    """Write the model's tensors, each shared one once, replacing the file atomically."""
+    partial = path.with_name(f"{path.name}.tmp")
+    save_file(_unique_tensors(model), partial, metadata=metadata)
+    os.replace(partial, path)
+
+
+def load_weights(path: Path, model: nn.Module) -> dict[str, str]:
+    """Load what `save_weights` wrote and return its metadata.
+
+    Raises:
+        CheckpointError: Saying what is missing or does not fit.
+    """
+    weights = read_weights(path)
+    alias = _aliases(model)
+    load_strictly(
+        model, {**weights, **{key: weights[first] for key, first in alias.items() if first in weights}}, str(path)
+    )
+    with safe_open(path, framework="pt") as file:
+        return dict(file.metadata() or {})
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a text file atomically."""
+    partial = path.with_name(f"{path.name}.tmp")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _aliases(model: nn.Module) -> dict[str, str]:
+    """Return, for every further name of a shared tensor, the first one."""
+    first: dict[int, str] = {}
+    return {
+        key: name
+        for key, value in model.state_dict(keep_vars=True).items()
+        if (name := first.setdefault(id(value), key)) != key
+    }
+
+
+def _unique_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    aliases = _aliases(model)
+    return {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items() if key not in aliases}
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    return tomllib.loads(path.read_text(encoding="utf-8"))
+
+
+def _environment() -> dict[str, Any]:
+    packages: dict[str, str | None] = {}
+    for name in ("cvgl", "torch", "torchvision", "timm", "numpy", "pyarrow", "pillow", "simplejpeg"):
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            packages[name] = None
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return {"python": platform.python_version(), "packages": packages, "device": device}

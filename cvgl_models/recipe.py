@@ -1,0 +1,195 @@
+"""Model recipes: everything that decides what a training does, as frozen dataclasses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cvgl_data.errors import RecipeError
+from cvgl_data.recipe import load_toml, resolve
+
+_STRICT = {"extra": "forbid"}
+
+
+def _choice(key: str, value: str, *known: str) -> None:
+    if value not in known:
+        raise RecipeError(f"recipe key '{key}' is '{value}', expected one of: {', '.join(known)}")
+
+
+def _positive(**values: float) -> None:
+    for key, value in values.items():
+        if value <= 0:
+            raise RecipeError(f"recipe key '{key.replace('__', '.')}' must be positive, not {value}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ViewRecipe:
+    """What the encoder is shown."""
+
+    __pydantic_config__ = _STRICT
+    query: str = "panorama"
+    """``panorama``, or ``bev``: the top view of its ground, as if the ground were flat."""
+    query_height_px: int = 384
+    query_width_px: int = 768
+    """Size of a panorama; a ``bev`` is square and has ``query_height_px`` pixels a side."""
+    reference_px: int = 384
+    bev_m: float = 60.0
+    """Side of the top view on the ground."""
+    camera_height_m: float = 2.5
+    """Height of the camera above the ground, for the top view."""
+
+    def __post_init__(self) -> None:
+        _choice("views.query", self.query, "panorama", "bev")
+        _positive(
+            views__query_height_px=self.query_height_px,
+            views__query_width_px=self.query_width_px,
+            views__reference_px=self.reference_px,
+            views__bev_m=self.bev_m,
+            views__camera_height_m=self.camera_height_m,
+        )
+        if self.query == "panorama" and self.query_width_px % 4:
+            raise RecipeError(f"recipe key 'views.query_width_px' must be a multiple of 4, not {self.query_width_px}")
+
+    @property
+    def query_size_px(self) -> tuple[int, int]:
+        """Height and width of what the encoder gets for a query."""
+        return self.query_height_px, self.query_height_px if self.query == "bev" else self.query_width_px
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncoderRecipe:
+    """The network."""
+
+    __pydantic_config__ = _STRICT
+    backbone: str = "convnext_base.fb_in22k_ft_in1k_384"
+    """A name of the backbone registry (``cvgl_small_cnn``) or of timm."""
+    pretrained: bool | str = True
+    """``true``: timm's weights; a path: a .safetensors or .pth file; ``false``: random weights."""
+    shared: bool = True
+    """One set of weights for both views."""
+    grad_checkpointing: bool = False
+    """Compute activations twice instead of keeping them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AugmentRecipe:
+    """Random changes of the training pairs; the probability of each lies in [0, 1]."""
+
+    __pydantic_config__ = _STRICT
+    flip: float = 0.5
+    """Mirror both views."""
+    rotate: float = 0.75
+    """Turn the reference by 90, 180 or 270 degrees and the query with it."""
+    turn_deg: float = 0.0
+    """Turn both views together by up to this angle more, either way (``bev`` only)."""
+    zoom: float = 0.0
+    """Scale each view by up to this share, either way, independently."""
+    shift: float = 0.0
+    """Move the reference by up to this share of its side; what comes into view is mirrored."""
+    color: float = 0.5
+    """Change brightness, contrast, saturation and hue of each view independently."""
+    color_strength: float = 0.15
+    blur: float = 0.3
+    """Blur or sharpen."""
+    cut: float = 0.3
+    """Cut out ``cut_holes`` rectangles of 10 to 20 % of the height."""
+    cut_holes: int = 12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplerRecipe:
+    """Which pairs share a batch; never two of the same reference."""
+
+    __pydantic_config__ = _STRICT
+    batch_size: int = 128
+    use_distance_map: bool = True
+    """Fill batches with near references, which are the hardest negatives one knows without a model."""
+    neighbor_select: int = 64
+    """Neighbors per anchor: half the nearest, half drawn from ``neighbor_range``."""
+    neighbor_range: int = 128
+    semi_positive_policy: str = "negative"
+    """``negative``: a semi-positive in the batch is a negative like any other; ``ignore``: it does not count."""
+
+    def __post_init__(self) -> None:
+        _choice("sampler.semi_positive_policy", self.semi_positive_policy, "negative", "ignore")
+        if self.batch_size < 2:
+            raise RecipeError(f"recipe key 'sampler.batch_size' must be at least 2, not {self.batch_size}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimRecipe:
+    """How weights are changed."""
+
+    __pydantic_config__ = _STRICT
+    epochs: int = 40
+    lr: float = 1e-3
+    weight_decay: float = 0.01
+    """Not applied to biases, norms and the logit scale."""
+    warmup_epochs: float = 1.0
+    """Linear from 0; then a cosine to 0."""
+    label_smoothing: float = 0.1
+    max_grad_norm: float = 5.0
+    """0: do not clip."""
+    precision: str = "auto"
+    """``auto``: bf16 autocast on CUDA, fp32 elsewhere; ``fp32``; ``bf16``."""
+
+    def __post_init__(self) -> None:
+        _choice("optim.precision", self.precision, "auto", "fp32", "bf16")
+        _positive(optim__epochs=self.epochs, optim__lr=self.lr)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoaderRecipe:
+    """How images get into memory; changes speed, never a result."""
+
+    __pydantic_config__ = _STRICT
+    workers: int = -1
+    """Processes that decode; -1: one per core; 0: none."""
+    memory_mb: int = 2000
+    """Keep decoded views in memory when all of them fit in this; otherwise decode in every epoch."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValidationRecipe:
+    """Choice of the best weights."""
+
+    __pydantic_config__ = _STRICT
+    every_n_epochs: int = 4
+    batch_size: int = 128
+    max_queries: int = 5000
+    """Use at most this many validation queries, evenly spaced."""
+
+    def __post_init__(self) -> None:
+        _positive(validation__every_n_epochs=self.every_n_epochs, validation__batch_size=self.batch_size)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelRecipe:
+    """One training."""
+
+    __pydantic_config__ = _STRICT
+    name: str
+    system: str = "sample4geo"
+    """A name of the system registry."""
+    seed: int = 0
+    views: ViewRecipe = field(default_factory=ViewRecipe)
+    encoder: EncoderRecipe = field(default_factory=EncoderRecipe)
+    augment: AugmentRecipe = field(default_factory=AugmentRecipe)
+    sampler: SamplerRecipe = field(default_factory=SamplerRecipe)
+    optim: OptimRecipe = field(default_factory=OptimRecipe)
+    loader: LoaderRecipe = field(default_factory=LoaderRecipe)
+    validation: ValidationRecipe = field(default_factory=ValidationRecipe)
+
+    def __post_init__(self) -> None:
+        if self.augment.turn_deg and self.views.query != "bev":
+            raise RecipeError("recipe key 'augment.turn_deg' needs 'views.query = \"bev\"'")
+
+
+def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> ModelRecipe:
+    """Return the recipe of a shipped name or a file, with ``a.b=c`` overrides applied.
+
+    Raises:
+        RecipeError: If there is no such recipe, or a key or value is wrong.
+    """
+    return resolve(ModelRecipe, load_toml(name_or_path, "models"), overrides)

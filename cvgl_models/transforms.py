@@ -1,0 +1,217 @@
+"""What a batch is, and random changes of it that keep its labels true.
+
+Shapes: B pairs, H and W of the query image, S side of the reference image. Images are (B, 3, height, width), float in [0, 1].
+
+A reference turned counter-clockwise by a quarter has east at the top; a panorama whose centre column then looks up in the turned
+reference is rolled to the left by a quarter of its width. A top view turns as the reference does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cvgl_models.recipe import AugmentRecipe
+
+
+def _none() -> Tensor:
+    return torch.empty(0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Pairs of a query and its positive; a batch for embedding has one of the two sides only."""
+
+    query: Tensor = field(default_factory=_none)
+    """(B, 3, H, W): panorama or top view."""
+    reference: Tensor = field(default_factory=_none)
+    """(B, 3, S, S)."""
+    uv: Tensor = field(default_factory=_none)
+    """(B, 2) place of the query in the reference image, pixels, (0, 0) the corner."""
+    heading_deg: Tensor = field(default_factory=_none)
+    """(B,) bearing of the query image's centre (panorama) or top (top view), clockwise from the reference's top."""
+    query_row: Tensor = field(default_factory=_none)
+    """(B,) int64."""
+    reference_row: Tensor = field(default_factory=_none)
+    """(B,) int64."""
+    ignore: Tensor | None = None
+    """(B, B) True where reference j covers query i without being its positive and must not count as a negative."""
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch on another device, images as float in [0, 1]."""
+        moved: dict[str, Tensor] = {
+            item.name: value.to(device, non_blocking=True)
+            for item in dataclasses.fields(self)
+            if (value := getattr(self, item.name)) is not None
+        }
+        for name in ("query", "reference"):
+            if moved[name].dtype == torch.uint8:
+                moved[name] = moved[name].float().div_(255)
+        return Batch(**moved)
+
+
+def quarter_turn(batch: Batch, turns_B: Tensor, query_view: str) -> Batch:
+    """Turn each reference counter-clockwise by a number of quarters, and its query with it.
+
+    Args:
+        batch: Square references.
+        turns_B: Integers; taken modulo 4.
+        query_view: ``panorama`` or ``bev``.
+
+    Raises:
+        ValueError: If a panorama's width is not a multiple of 4.
+    """
+    width, side = batch.query.shape[-1], batch.reference.shape[-1]
+    if query_view == "panorama" and width % 4:
+        raise ValueError(f"a panorama {width} px wide cannot be rolled by a quarter; use a multiple of 4")
+    query, reference, uv = batch.query.clone(), batch.reference.clone(), batch.uv.clone()
+    for turns in (1, 2, 3):
+        rows = (turns_B % 4 == turns).nonzero()[:, 0].to(query.device)
+        reference[rows] = torch.rot90(batch.reference[rows], turns, (-2, -1))
+        if query_view == "bev":
+            query[rows] = torch.rot90(batch.query[rows], turns, (-2, -1))
+        else:
+            query[rows] = batch.query[rows].roll(-turns * width // 4, -1)
+        u, v = batch.uv[rows].unbind(1)
+        uv[rows] = torch.stack([(v, side - u), (side - u, side - v), (side - v, u)][turns - 1], 1)
+    return dataclasses.replace(batch, query=query, reference=reference, uv=uv)
+
+
+def flip(batch: Batch, flip_B: Tensor) -> Batch:
+    """Mirror both views of the marked pairs left to right."""
+    rows = flip_B.nonzero()[:, 0].to(batch.query.device)
+    query, reference = batch.query.clone(), batch.reference.clone()
+    uv, heading_deg = batch.uv.clone(), batch.heading_deg.clone()
+    query[rows] = batch.query[rows].flip(-1)
+    reference[rows] = batch.reference[rows].flip(-1)
+    uv[rows, 0] = batch.reference.shape[-1] - batch.uv[rows, 0]
+    heading_deg[rows] = -batch.heading_deg[rows]
+    return dataclasses.replace(batch, query=query, reference=reference, uv=uv, heading_deg=heading_deg)
+
+
+def warp(images: Tensor, angle_deg_B: Tensor, zoom_B: Tensor, shift_B2: Tensor) -> Tensor:
+    """Turn images counter-clockwise about their centre, enlarge them, then move them; mirrored beyond the edge.
+
+    Args:
+        images: (B, 3, S, S).
+        angle_deg_B: Degrees.
+        zoom_B: 1 keeps the scale, 2 doubles it.
+        shift_B2: Pixels right and down.
+
+    See `warp_uv` for what becomes of a point.
+    """
+    inverse_B22 = torch.linalg.inv(_linear(angle_deg_B, zoom_B)).to(images)
+    offset_B2 = -(inverse_B22 @ shift_B2.to(images)[:, :, None])[:, :, 0] * (2 / images.shape[-1])
+    theta_B23 = torch.cat([inverse_B22, offset_B2[:, :, None]], 2)
+    grid = F.affine_grid(theta_B23, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+
+
+def warp_uv(uv_B2: Tensor, side: int, angle_deg_B: Tensor, zoom_B: Tensor, shift_B2: Tensor) -> Tensor:
+    """Return where `warp` takes points of a square image."""
+    moved_B21 = _linear(angle_deg_B, zoom_B).to(uv_B2) @ (uv_B2 - side / 2)[:, :, None]
+    return moved_B21[:, :, 0] + side / 2 + shift_B2.to(uv_B2)
+
+
+def jitter_color(images: Tensor, change_B4: Tensor) -> Tensor:
+    """Change brightness, contrast, saturation (as factors minus 1) and hue (in turns) of each image.
+
+    All four are linear in the colors, so they are one 3x3 matrix and an offset per image.
+    """
+    brightness_B, contrast_B, saturation_B = (1 + change_B4[:, :3]).unbind(1)
+    hue_B = change_B4[:, 3] * 2 * math.pi
+    luma_33 = _LUMA.to(images).expand(3, 3)
+    eye_33 = torch.eye(3).to(images)
+    turn_B33 = eye_33.repeat(len(images), 1, 1)
+    turn_B33[:, 1, 1] = turn_B33[:, 2, 2] = hue_B.cos().to(images)
+    turn_B33[:, 1, 2], turn_B33[:, 2, 1] = -hue_B.sin().to(images), hue_B.sin().to(images)
+    hue_B33 = torch.linalg.inv(_YIQ).to(images) @ turn_B33 @ _YIQ.to(images)
+    saturate_B33 = luma_33 + saturation_B[:, None, None].to(images) * (eye_33 - luma_33)
+    gain_B = (brightness_B * contrast_B).to(images)
+    matrix_B33 = gain_B[:, None, None] * (saturate_B33 @ hue_B33)
+    gray_B = (images.mean((2, 3)) @ _LUMA.to(images)) * (brightness_B * (1 - contrast_B)).to(images)
+    changed = torch.einsum("bij,bjhw->bihw", matrix_B33, images) + gray_B[:, None, None, None]
+    return changed.clamp_(0, 1)
+
+
+def blur_or_sharpen(images: Tensor, amount_B: Tensor) -> Tensor:
+    """Mix each image with its 3x3 binomial blur: amount 1 is the blur, 0 the image, -1 as much the other way."""
+    tap = torch.tensor([0.25, 0.5, 0.25]).to(images)
+    kernel = torch.outer(tap, tap).expand(3, 1, 3, 3)
+    blurred = F.conv2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), kernel, groups=3)
+    return torch.lerp(images, blurred, amount_B.to(images)[:, None, None, None]).clamp_(0, 1)
+
+
+def cut_out(images: Tensor, box_BK4: Tensor) -> Tensor:
+    """Fill K rectangles of each image with its mean color; a box is (centre u, centre v, width, height) in shares of the height."""
+    height, width = images.shape[-2:]
+    box_BK4 = box_BK4.to(images) * height
+    u, v = torch.arange(width).to(images) + 0.5, torch.arange(height).to(images) + 0.5
+    in_u_BKW = (u - box_BK4[:, :, 0, None]).abs() < box_BK4[:, :, 2, None] / 2
+    in_v_BKH = (v - box_BK4[:, :, 1, None]).abs() < box_BK4[:, :, 3, None] / 2
+    hole_BHW = (in_v_BKH[:, :, :, None] & in_u_BKW[:, :, None, :]).any(1)
+    return torch.where(hole_BHW[:, None], images.mean((2, 3), keepdim=True), images)
+
+
+class Augment:
+    """The random changes of a training batch, all drawn from one generator on the CPU.
+
+    Args:
+        recipe: Probabilities and strengths.
+        query_view: ``panorama`` or ``bev``.
+    """
+
+    def __init__(self, recipe: AugmentRecipe, query_view: str) -> None:
+        self.recipe = recipe
+        self.query_view = query_view
+
+    def __call__(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """Return the changed batch; equal generators give equal batches."""
+        recipe, size = self.recipe, len(batch.query)
+
+        def chance(probability: float) -> Tensor:
+            return torch.rand(size, generator=generator) < probability
+
+        def spread(*shape: int) -> Tensor:
+            return torch.rand(size, *shape, generator=generator) * 2 - 1
+
+        batch = flip(batch, chance(recipe.flip))
+        turns_B = torch.randint(1, 4, (size,), generator=generator) * chance(recipe.rotate)
+        batch = quarter_turn(batch, turns_B, self.query_view)
+        batch = self._warped(batch, spread() * recipe.turn_deg, spread(2) * recipe.zoom, spread(2) * recipe.shift)
+        views = []
+        for images in (batch.query, batch.reference):
+            strength = recipe.color_strength * torch.tensor([1.0, 1.0, 1.0, 0.5])
+            changed = jitter_color(images, spread(4) * strength * chance(recipe.color)[:, None])
+            changed = blur_or_sharpen(changed, spread() * chance(recipe.blur)) if recipe.blur else changed
+            box_BK4 = torch.rand(size, recipe.cut_holes, 4, generator=generator)
+            box_BK4[:, :, 0] *= images.shape[-1] / images.shape[-2]
+            box_BK4[:, :, 2:] = (0.1 + 0.1 * box_BK4[:, :, 2:]) * chance(recipe.cut)[:, None, None]
+            views.append(cut_out(changed, box_BK4) if recipe.cut else changed)
+        return dataclasses.replace(batch, query=views[0], reference=views[1])
+
+    def _warped(self, batch: Batch, angle_deg_B: Tensor, zoom_B2: Tensor, shift_B2: Tensor) -> Batch:
+        query, reference, uv = batch.query, batch.reference, batch.uv
+        if self.recipe.turn_deg or self.recipe.zoom or self.recipe.shift:
+            shift_B2 = shift_B2 * reference.shape[-1]
+            reference = warp(reference, angle_deg_B, 1 + zoom_B2[:, 0], shift_B2)
+            uv = warp_uv(uv, reference.shape[-1], angle_deg_B, 1 + zoom_B2[:, 0], shift_B2)
+        if self.query_view == "bev" and (self.recipe.turn_deg or self.recipe.zoom):
+            query = warp(query, angle_deg_B, 1 + zoom_B2[:, 1], torch.zeros_like(shift_B2))
+        return dataclasses.replace(batch, query=query, reference=reference, uv=uv)
+
+
+_LUMA = torch.tensor([0.299, 0.587, 0.114])
+_YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
+
+
+def _linear(angle_deg_B: Tensor, zoom_B: Tensor) -> Tensor:
+    """Return the 2x2 matrices that turn (u right, v down) counter-clockwise and scale."""
+    cos, sin = angle_deg_B.double().deg2rad().cos(), angle_deg_B.double().deg2rad().sin()
+    rotation_B22 = torch.stack([torch.stack([cos, sin], 1), torch.stack([-sin, cos], 1)], 1)
+    return rotation_B22 * zoom_B.double()[:, None, None]

@@ -1,0 +1,79 @@
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from cvgl_models.losses import SymmetricInfoNCE
+
+
+def info_nce(query, reference, scale, smoothing=0.0, ignore=None):
+    loss = SymmetricInfoNCE(smoothing, math.log(scale))
+    return loss(torch.tensor(query), torch.tensor(reference), ignore).item()
+
+
+@pytest.mark.parametrize(("smoothing", "expected"), [(0.0, 1.8746e-6), (0.1, 1.0714304)])
+def test_identity(smoothing, expected):
+    eye = torch.eye(4, dtype=torch.float64).tolist()
+    assert info_nce(eye, eye, 1 / 0.07, smoothing) == pytest.approx(expected, rel=0.06 if smoothing == 0 else 1e-6)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
+def test_equal_features(smoothing):
+    assert info_nce([[1.0, 2.0]] * 4, [[1.0, 2.0]] * 4, 1 / 0.07, smoothing) == pytest.approx(math.log(4), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("reference", "smoothing", "expected"),
+    [
+        ([[0.8, 0.6], [0.6, 0.8]], 0.0, 0.1269280),
+        ([[0.8, 0.6], [0.6, 0.8]], 0.1, 0.2269280),
+        ([[0.8, 0.6], [-0.6, 0.8]], 0.1, 0.4634644),
+    ],
+)
+def test_two_pairs(reference, smoothing, expected):
+    eye = [[1.0, 0.0], [0.0, 1.0]]
+    assert info_nce(eye, reference, 10.0, smoothing) == pytest.approx(expected, rel=1e-5)
+    assert info_nce(reference, eye, 10.0, smoothing) == pytest.approx(expected, rel=1e-5)
+    assert info_nce([[3.0, 0.0], [0.0, 0.2]], reference, 10.0, smoothing) == pytest.approx(expected, rel=1e-5)
+
+
+def test_equals_cross_entropy_written_out():
+    torch.manual_seed(0)
+    query, reference = F.normalize(torch.randn(9, 5)), F.normalize(torch.randn(9, 5))
+    logits, target = 14 * query @ reference.T, torch.arange(9)
+    expected = (F.cross_entropy(logits, target, label_smoothing=0.1) + F.cross_entropy(logits.T, target, label_smoothing=0.1)) / 2
+    torch.testing.assert_close(SymmetricInfoNCE(0.1, math.log(14))(query, reference), expected)
+
+
+def test_ignored_references_are_as_if_absent():
+    torch.manual_seed(0)
+    query, reference = F.normalize(torch.randn(3, 5)), F.normalize(torch.randn(3, 5))
+    ignore = torch.zeros(3, 3, dtype=torch.bool)
+    ignore[0, 2] = ignore[2, 0] = True
+    logits = 10 * query @ reference.T
+    smooth = [
+        F.cross_entropy(part[[row]][:, keep], torch.tensor([keep.index(row)]), label_smoothing=0.1)
+        for part in (logits, logits.T)
+        for row, keep in enumerate([[0, 1], [0, 1, 2], [1, 2]])
+    ]
+    loss = SymmetricInfoNCE(0.1, math.log(10))
+    torch.testing.assert_close(loss(query, reference, ignore), torch.stack(smooth).mean())
+    everything = torch.ones(3, 3, dtype=torch.bool)
+    assert loss(query, reference, everything).item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_gradients_stay_finite_with_ignored_references():
+    query = torch.randn(4, 3, requires_grad=True)
+    loss = SymmetricInfoNCE()
+    loss(query, torch.randn(4, 3), torch.rand(4, 4) < 0.5).backward()
+    assert bool(query.grad.isfinite().all())
+    assert loss.logit_scale.grad.isfinite()
+
+
+def test_scale_is_bounded_and_can_come_back():
+    loss = SymmetricInfoNCE(0.0, math.log(1e6))
+    value = loss(torch.eye(2), torch.tensor([[0.8, 0.6], [0.9, 0.1]]))
+    assert loss.logit_scale.exp().item() == pytest.approx(100, rel=1e-5)
+    value.backward()
+    assert loss.logit_scale.grad.item() > 0

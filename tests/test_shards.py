@@ -1,0 +1,353 @@
+"""Packing: layout, bytes, what other libraries make of the files, and what happens when it goes wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+import toy_tables as toy
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cvgl_data import image_index, schema, shards
+from cvgl_data.errors import DatasetError, SchemaError
+from cvgl_data.neighbors import distance_map
+from cvgl_data.pairing import pair
+from cvgl_data.recipe import DatasetRecipe, PackRecipe, SplitRecipe, resolve
+from cvgl_data.splits import split
+
+RECIPE = DatasetRecipe(name="toy", split=SplitRecipe(block_m=150))
+
+
+@pytest.fixture(scope="module")
+def tables() -> tuple[pa.Table, pa.Table]:
+    return toy.references(toy.windows(8, 8)), toy.scattered(300, 9, 9)  # some queries lie outside
+
+
+@pytest.fixture(scope="module")
+def packed(tables, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("packed") / "dataset"
+    toy.pack(out, *tables)
+    return out
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def images_of(table: pa.Table) -> dict[str, bytes]:
+    return {row[table.column_names[0]]: row["image"]["bytes"] for row in table.to_pylist()}
+
+
+def test_layout_and_manifest(packed):
+    manifest = json.loads((packed / "manifest.json").read_text())
+    found = contents(packed)
+    assert set(manifest["files"]) == set(found) - {"manifest.json"}
+    for name, entry in manifest["files"].items():
+        assert entry["bytes"] == len(found[name])
+        assert entry["sha256"] == hashlib.sha256(found[name]).hexdigest()
+        if name.endswith(".parquet"):
+            assert entry["rows"] == pq.read_metadata(packed / name).num_rows
+    assert manifest["schema_version"] == schema.VERSION
+    assert manifest["sources"][0]["name"] == "toy"
+    assert manifest["counts"]["references"] == 64
+    assert sum(manifest["counts"]["queries"].values()) + sum(manifest["counts"]["failures"].values()) == 300
+    assert str(packed) not in (packed / "manifest.json").read_text()
+    assert "data/references/gallery-00000-of-00001.parquet" in found
+    assert {"data/queries/train-00000-of-00001.parquet", "data/pairs/test-00000-of-00001.parquet"} <= set(found)
+    assert resolve(DatasetRecipe, tomllib.loads((packed / "recipe.toml").read_text())).name == "toy"
+
+
+def test_columns_are_stored_as_promised(packed):
+    for table, expected, groups in (("references", schema.REFERENCES, 1000), ("queries", schema.QUERIES, 64)):
+        for path in (packed / "data" / table).glob("*.parquet"):
+            file = pq.ParquetFile(path)
+            schema.check(file.schema_arrow, expected, path.name)
+            assert file.schema_arrow.metadata[schema.VERSION_KEY].decode() == schema.VERSION
+            for number in range(file.metadata.num_row_groups):
+                group = file.metadata.row_group(number)
+                assert group.num_rows <= groups
+                for index in range(group.num_columns):
+                    chunk = group.column(index)
+                    if chunk.path_in_schema == "image.bytes":
+                        assert chunk.compression == "UNCOMPRESSED"
+                        assert not chunk.has_dictionary_page
+                        assert not chunk.is_stats_set
+                    else:
+                        assert chunk.compression == "ZSTD"
+                    assert chunk.has_offset_index
+
+
+def test_rows_join(packed, tables):
+    references, queries = tables
+    gallery = pq.read_table(packed / "data/references", columns=["reference_id"])["reference_id"].to_pylist()
+    assert gallery == references["reference_id"].to_pylist()
+    seen = []
+    for name in schema.SPLITS:
+        path = packed / f"data/queries/{name}-00000-of-00001.parquet"
+        rows = pq.read_table(path, partitioning=None)
+        assert images_of(rows).items() <= images_of(queries).items()
+        ids = rows["query_id"].to_pylist()
+        assert ids == sorted(ids)
+        seen += ids
+        pairs = pq.read_table(packed / f"data/pairs/{name}-00000-of-00001.parquet", partitioning=None)
+        for pair_row in pairs.to_pylist():
+            assert ids[pair_row["query_row"]] == pair_row["query_id"]
+            assert gallery[pair_row["reference_row"]] == pair_row["reference_id"]
+        assert set(pairs["query_id"].to_pylist()) == set(ids)
+    failures = pq.read_table(packed / "data/failures")
+    assert failures.schema.names == schema.FAILURES.names
+    assert set(failures["status"].to_pylist()) == {"no_reference"}
+    assert sorted(seen + failures["id"].to_pylist()) == queries["query_id"].to_pylist()
+
+
+def test_index_gives_every_image(packed, tables):
+    expected = images_of(tables[0]) | images_of(tables[1])
+    assert len(list(packed.glob("data/*/*.index.npy"))) == 4
+    for path in packed.glob("data/*/*.index.npy"):
+        shard = path.with_name(path.name.removeprefix("_").removesuffix(".index.npy"))
+        data, index = shard.read_bytes(), np.load(path)
+        ids = pq.read_table(shard, partitioning=None).column(0).to_pylist()
+        assert index.dtype == np.int64
+        assert index.shape == (len(ids), 2)
+        for name, (offset, length) in zip(ids, index.tolist(), strict=True):
+            assert data[offset : offset + length] == expected[name]
+
+
+@given(
+    sizes=st.lists(st.integers(0, 5000), min_size=1, max_size=400),
+    group=st.integers(1, 150),
+    page=st.sampled_from([64, 4096, 1 << 20]),
+    version=st.sampled_from(["1.0", "2.0"]),
+    crc=st.booleans(),
+)
+@settings(max_examples=50, deadline=None)
+def test_index_of_any_uncompressed_plain_file(sizes, group, page, version, crc, tmp_path_factory):
+    path = tmp_path_factory.mktemp("index") / "images.parquet"
+    values = [np.random.default_rng(size).bytes(size) for size in sizes]
+    table = pa.table(
+        {"n": range(len(sizes)), "image": pa.array([{"bytes": value, "path": "p"} for value in values], schema.IMAGE)}
+    )
+    options = {"use_dictionary": False, "data_page_size": page, "data_page_version": version}
+    pq.write_table(table, path, compression="none", row_group_size=group, write_page_checksum=crc, **options)
+    data = path.read_bytes()
+    assert [data[offset : offset + length] for offset, length in image_index.build(path).tolist()] == values
+
+
+def test_index_refuses_what_it_cannot_slice(tmp_path):
+    path = tmp_path / "images.parquet"
+    images = [{"bytes": b"abc" * 100, "path": None}] * 20
+    table = pa.table({"image": pa.array(images, schema.IMAGE)})
+    for options in ({"compression": "zstd", "use_dictionary": False}, {"compression": "none", "use_dictionary": True}):
+        pq.write_table(table, path, **options)
+        with pytest.raises(DatasetError, match=r"images\.parquet.*expected UNCOMPRESSED PLAIN"):
+            image_index.build(path)
+    pq.write_table(
+        table, path, compression="none", use_dictionary=False, column_encoding={"image.bytes": "DELTA_BYTE_ARRAY"}
+    )
+    with pytest.raises(DatasetError, match="expected PLAIN"):
+        image_index.build(path)
+    with_null = pa.table({"image": pa.array([*images, None], schema.IMAGE)})
+    pq.write_table(with_null, path, compression="none", use_dictionary=False)
+    with pytest.raises(DatasetError, match="one image per row"):
+        image_index.build(path)
+    with pytest.raises(DatasetError, match="no column 'picture'"):
+        image_index.build(path, "picture")
+
+
+def test_bytes_depend_on_nothing_but_the_rows(packed, tables, tmp_path):
+    """Other batch sizes, plain binary images, extra columns, shuffled pairs: the same files."""
+    references, queries = tables
+    plain = queries.set_column(1, "image", pc.struct_field(queries["image"], "bytes")).append_column(
+        "error", pa.nulls(300)
+    )
+    toy.pack(tmp_path / "again", references, plain, batch=5)
+    assert contents(tmp_path / "again") == contents(packed)
+
+    pairs = pair(queries, references)
+    shards.pack(
+        tmp_path / "third",
+        RECIPE,
+        references=toy.batches(references, 64),
+        queries=toy.batches(queries, 1),
+        pairs=pairs.set_column(2, "query_row", pa.array(np.zeros(pairs.num_rows, np.int32))),  # found anew by id
+        distance_map=distance_map(references, 8),
+        splits=split(queries, pairs, references, RECIPE.split, 0),
+        failures=schema.FAILURES.empty_table(),
+        credits=[shards.Credit(kind="imagery", name="toy", attribution="Nobody | nowhere", licence="CC0-1.0")],
+    )
+    assert contents(tmp_path / "third") == contents(packed)
+
+
+def test_shards_start_anew_at_the_limit(tmp_path, tables, monkeypatch):
+    monkeypatch.setattr(shards, "REFERENCES_PER_GROUP", 10)
+    recipe = dataclasses.replace(RECIPE, pack=PackRecipe(shard_mb=0))
+    toy.pack(tmp_path / "out", *tables, recipe=recipe)
+    names = sorted(path.name for path in (tmp_path / "out/data/references").glob("*.parquet"))
+    assert names == [f"gallery-{number:05d}-of-00007.parquet" for number in range(7)]
+    ids = pq.read_table([tmp_path / "out/data/references" / name for name in names])["reference_id"]
+    assert ids.to_pylist() == tables[0]["reference_id"].to_pylist()
+
+
+def test_packing_again_replaces_everything(tmp_path, tables):
+    references, queries = tables
+    out = tmp_path / "out"
+    toy.pack(out, references, queries)
+    (out / "data/queries/train-00003-of-00009.parquet").write_bytes(b"stale")
+    (out / "data/queries/train-00000.parquet.tmp").write_bytes(b"half")
+    (out / "notes.txt").write_text("mine")
+    few = queries.slice(0, 40)
+    toy.pack(out, references, few)
+    toy.pack(tmp_path / "fresh", references, few)
+    assert contents(out) == contents(tmp_path / "fresh") | {"notes.txt": b"mine"}
+
+
+def test_a_failed_packing_leaves_the_earlier_dataset_whole(tmp_path, tables):
+    references, queries = tables
+    out = tmp_path / "out"
+    toy.pack(out, references, queries)
+    before = contents(out)
+    with pytest.raises(SchemaError, match="sorted by id"):
+        toy.pack(out, references, queries.take(pa.array([*range(100), 200, 150])))
+    assert contents(out) == before
+
+
+def test_interrupted_in_the_middle_of_renaming(tmp_path, tables, monkeypatch):
+    """Killed after the first file was replaced: no manifest, so nobody takes it for complete."""
+    out = tmp_path / "out"
+    toy.pack(out, *tables)
+    calls = []
+
+    def dies(source, target):
+        calls.append(target)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("cvgl_data.shard_files.os.replace", dies)
+        with pytest.raises(KeyboardInterrupt):
+            toy.pack(out, *tables)
+    assert calls
+    assert not (out / "manifest.json").exists()
+    toy.pack(out, *tables)
+    assert (out / "manifest.json").exists()
+
+
+def test_tables_that_do_not_belong_together(tmp_path, tables):
+    references, queries = tables
+    pairs = pair(queries, references)
+    good = {
+        "pairs": pairs,
+        "distance_map": distance_map(references, 4),
+        "splits": split(queries, pairs, references, RECIPE.split, 0),
+        "failures": schema.FAILURES.empty_table(),
+    }
+
+    def pack(references=references, queries=queries, **changed):
+        streams = {"references": toy.batches(references, 50), "queries": toy.batches(queries, 50)}
+        return shards.pack(tmp_path / "out", RECIPE, **streams, **(good | changed))
+
+    with pytest.raises(SchemaError, match="distance map is not of these references"):
+        pack(references=references.slice(1))
+    with pytest.raises(SchemaError, match="pairs name reference"):
+        pack(references=references.slice(1), distance_map=distance_map(references.slice(1), 4))
+    with pytest.raises(SchemaError, match="no row in the split table"):
+        pack(splits=good["splits"].slice(1))
+    ids = pa.array([references["reference_id"][0].as_py(), *queries["query_id"].to_pylist()[1:]])
+    renamed = queries.set_column(0, "query_id", ids)
+    all_test = pa.table([ids, pa.array(["test"] * 300), pa.array([""] * 300)], names=good["splits"].column_names)
+    with pytest.raises(SchemaError, match="names both a query and a reference"):
+        pack(queries=renamed, splits=all_test)
+    with pytest.raises(SchemaError, match="no column 'lon'"):
+        pack(queries=queries.drop_columns("lon"))
+    images = [*queries["image"].to_pylist()[:2], {"bytes": None}, *queries["image"].to_pylist()[3:]]
+    without = queries.set_column(1, "image", pa.array(images, schema.IMAGE))
+    with pytest.raises(DatasetError, match="query_id 'pano_00002' has no image"):
+        pack(queries=without)
+    assert contents(tmp_path / "out") == {}
+    assert pack()["counts"]["references"] == 64
+
+
+def test_geopandas_draws_the_meta_tables(packed, tables):
+    import geopandas
+
+    windows = geopandas.read_parquet(packed / "data/references_meta")
+    assert windows.crs == "OGC:CRS84"
+    assert windows.geometry.is_valid.all()
+    assert windows.geometry.exterior.is_ccw.all()
+    assert "image" not in windows.columns
+    window = toy.windows(8, 8)[0]
+    shape = windows.set_index("reference_id").geometry[window.key]
+    assert shape.bounds == pytest.approx(
+        (window.bounds.west, window.bounds.south, window.bounds.east, window.bounds.north)
+    )
+    points = geopandas.read_parquet(packed / "data/queries_meta/train-00000-of-00001.parquet")
+    assert (points.geometry.x == points["lon"]).all()
+    assert (points.geometry.y == points["lat"]).all()
+
+
+@pytest.fixture
+def hub(tmp_path):
+    """`datasets` without its bars; its cache goes to a private folder."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    return lambda folder, *args, **kwargs: datasets.load_dataset(
+        str(folder), *args, cache_dir=str(tmp_path / "cache"), **kwargs
+    )
+
+
+def test_load_dataset_opens_every_table(packed, tables, hub):
+    references = hub(packed, "references", split="gallery")
+    assert references[5]["image"].size == (48, 48)
+    queries = hub(packed, "queries", split="train")
+    assert queries[0]["image"].size == (96, 48)
+    assert queries[0]["heading_deg"] in (None, 0.0)
+    assert set(hub(packed)) == {"train", "validation", "test"}, "queries are the default"
+    assert hub(packed, "pairs", split="test").num_rows == hub(packed, "queries", split="test").num_rows
+    neighbors = hub(packed, "distance_map", split="gallery").with_format("numpy")
+    assert neighbors["neighbor_rows"][:].shape == (64, 8)
+    assert hub(packed, "references_meta", split="gallery").num_rows == 64
+    assert len(hub(packed, "queries_meta", split="train")[0]["geometry"]) == 21
+
+
+def test_a_dataset_without_any_pair_loads(tables, tmp_path, hub):
+    references = tables[0]
+    far = toy.queries(np.array([toy.ORIGIN_X - 9000.0] * 3), np.array([toy.ORIGIN_Y - 9000.0] * 3))
+    manifest = toy.pack(tmp_path / "out", references, far)
+    assert manifest["counts"] == {"references": 64, "queries": {"test": 3}, "pairs": {"test": 0}, "failures": {}}
+    assert hub(tmp_path / "out", "queries", split="test").num_rows == 3
+    # `datasets` loads no empty split, so there is none.
+    assert not (tmp_path / "out/data/pairs").exists()
+    assert "config_name: pairs" not in (tmp_path / "out/README.md").read_text()
+
+
+def test_export_arrow(packed, tmp_path):
+    import datasets
+
+    out = tmp_path / "arrow"
+    shards.export_arrow(packed, out)
+    queries = datasets.load_from_disk(str(out / "queries"))
+    assert set(queries) == set(schema.SPLITS)
+    assert queries["train"][0]["image"].size == (96, 48)
+    assert sorted(path.name for path in out.iterdir()) == sorted(
+        ["references", "queries", "pairs", "distance_map", "references_meta", "queries_meta"]
+    )
+    assert not (tmp_path / "arrow.tmp").exists()
+    with pytest.raises(DatasetError, match="exists already"):
+        shards.export_arrow(packed, out)
+
+
+def test_card(packed):
+    text = (packed / "README.md").read_text(encoding="utf-8")
+    assert text.startswith("---\n")
+    assert "Nobody \\| nowhere" in text
+    assert "- config_name: queries\n  default: true\n" in text
+    assert "split: train\n    path: data/queries/train-*.parquet" in text

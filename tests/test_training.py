@@ -1,0 +1,225 @@
+import dataclasses
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from toy_dataset import toy_dataset
+
+import cvgl_models.training as training_module
+from cvgl_data.errors import CheckpointError, DatasetError, RecipeError, WorkspaceError
+from cvgl_data.recipe import resolve
+from cvgl_models.checkpoint import last_checkpoint, load_weights, run_recipe
+from cvgl_models.recipe import ModelRecipe
+from cvgl_models.systems import create_system
+from cvgl_models.training import learning_rate, train
+
+TABLES = {
+    "name": "tiny",
+    "views": {"query": "bev", "query_height_px": 16, "bev_m": 60.0, "reference_px": 16},
+    "encoder": {"backbone": "cvgl_small_cnn", "pretrained": False, "shared": False},
+    "sampler": {"batch_size": 8, "neighbor_select": 4, "neighbor_range": 8},
+    "optim": {"epochs": 3},
+    "loader": {"workers": 0},
+    "validation": {"every_n_epochs": 1},
+}
+
+
+def recipe(*overrides):
+    return resolve(ModelRecipe, TABLES, overrides)
+
+
+@pytest.fixture(scope="module")
+def toy():
+    return toy_dataset(grid=4, test_grid=2)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(toy, tmp_path_factory):
+    return train(recipe(), toy, tmp_path_factory.mktemp("runs") / "whole")
+
+
+def final_weights(run):
+    return load_file(last_checkpoint(run) / "weights.safetensors")
+
+
+def log(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def without_time(lines):
+    return [{key: value for key, value in line.items() if key != "elapsed_s"} for line in lines]
+
+
+def same(one, two):
+    return one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
+
+
+@pytest.mark.parametrize(("step", "expected"), [(0, 0), (50, 5e-4), (100, 1e-3), (550, 5e-4), (1000, 0)])
+def test_schedule(step, expected):
+    assert learning_rate(step, 1000, 100, 1e-3) == pytest.approx(expected, abs=1e-12)
+
+
+def test_what_a_run_leaves(uninterrupted, toy):
+    assert {path.name for path in uninterrupted.iterdir()} == {
+        "recipe.toml", "environment.json", "metrics.jsonl", "best.safetensors", "checkpoints",
+    }  # fmt: skip
+    assert run_recipe(uninterrupted) == recipe()
+    environment = json.loads((uninterrupted / "environment.json").read_text())
+    assert environment["data"]["num_references"] == toy.references.num_rows
+    steps = [line for line in log(uninterrupted) if "loss" in line]
+    assert [line["step"] for line in steps] == list(range(1, 3 * 5 + 1))
+    assert {"loss", "info_nce", "lr", "grad_norm", "elapsed_s", "epoch", "step"} == set(steps[0])
+    assert sum("validation_recall_at_1" in line for line in log(uninterrupted)) == 3
+    assert last_checkpoint(uninterrupted).name == "step-00000015"
+
+
+def test_the_same_again_is_bit_identical(uninterrupted, toy, tmp_path):
+    assert same(final_weights(train(recipe(), toy, tmp_path / "again")), final_weights(uninterrupted))
+    assert not same(final_weights(train(recipe("seed=1"), toy, tmp_path / "other")), final_weights(uninterrupted))
+
+
+@pytest.mark.parametrize("stop_at", [3, 5, 12])
+def test_stopped_and_resumed_is_bit_identical(uninterrupted, toy, tmp_path, stop_at):
+    run = train(recipe(), toy, tmp_path / "run", max_steps=stop_at)
+    assert last_checkpoint(run).name == f"step-{stop_at:08d}"
+    train(recipe(), toy, run)
+    assert same(final_weights(run), final_weights(uninterrupted))
+    assert same(load_file(run / "best.safetensors"), load_file(uninterrupted / "best.safetensors"))
+    assert without_time(log(run)) == without_time(log(uninterrupted))
+
+
+def test_killed_between_checkpoints_and_resumed_is_bit_identical(uninterrupted, toy, tmp_path):
+    class Killed(BaseException):
+        pass
+
+    def kill(values):
+        if values["step"] == 8:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(recipe(), toy, tmp_path / "run", on_step=kill)
+    log_file = tmp_path / "run" / "metrics.jsonl"
+    log_file.write_text(log_file.read_text() + '{"step": 9, "lo')
+    (tmp_path / "run" / "checkpoints" / "step-00000008.tmp").mkdir()
+    train(recipe(), toy, tmp_path / "run")
+    assert same(final_weights(tmp_path / "run"), final_weights(uninterrupted))
+    assert without_time(log(tmp_path / "run")) == without_time(log(uninterrupted))
+
+
+def test_resume_with_dropout_is_bit_identical(toy, tmp_path, monkeypatch):
+    def with_dropout(recipe):
+        system = create_system(recipe)
+        for encoder in (system.encoder.query, system.encoder.reference):
+            encoder.backbone.head = torch.nn.Sequential(torch.nn.Dropout(0.5), encoder.backbone.head)
+        return system
+
+    monkeypatch.setattr(training_module, "create_system", with_dropout)
+    whole = train(recipe("optim.epochs=1"), toy, tmp_path / "whole")
+    parts = train(recipe("optim.epochs=1"), toy, tmp_path / "parts", max_steps=2)
+    torch.rand(7)
+    assert same(final_weights(train(recipe("optim.epochs=1"), toy, parts)), final_weights(whole))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_decoding_in_every_epoch_gives_the_same(uninterrupted, toy, tmp_path, workers):
+    run = train(recipe("loader.memory_mb=0", f"loader.workers={workers}"), toy, tmp_path / "run", max_steps=5)
+    short = train(recipe(), toy, tmp_path / "short", max_steps=5)
+    assert same(final_weights(run), final_weights(short))
+
+
+def test_a_finished_run_is_left_alone(uninterrupted, toy):
+    before = (uninterrupted / "metrics.jsonl").stat().st_mtime_ns
+    train(recipe(), toy, uninterrupted)
+    assert (uninterrupted / "metrics.jsonl").stat().st_mtime_ns == before
+
+
+def test_the_callers_random_numbers_are_left_alone(toy, tmp_path):
+    torch.manual_seed(0)
+    expected = torch.rand(2)
+    torch.manual_seed(0)
+    train(recipe(), toy, tmp_path / "run", max_steps=1)
+    assert torch.equal(torch.rand(2), expected)
+
+
+def test_stopping(toy, tmp_path):
+    run = train(recipe(), toy, tmp_path / "run", should_stop=lambda: len(asked.append(1) or asked) > 3)
+    assert 0 < int(last_checkpoint(run).name.removeprefix("step-")) < 15
+    run = train(recipe(), toy, tmp_path / "short", time_limit_s=0.0)
+    assert last_checkpoint(run) is None
+
+
+asked = []
+
+
+def test_another_recipe_in_the_same_folder(toy, tmp_path):
+    run = train(recipe(), toy, tmp_path / "run", max_steps=1)
+    with pytest.raises(WorkspaceError, match=r"optim\.lr: 0\.001 -> 0\.002"):
+        train(recipe("optim.lr=2e-3"), toy, run)
+    train(recipe("optim.lr=2e-3"), toy, run, max_steps=2, overwrite=True)
+    assert run_recipe(run).optim.lr == 2e-3
+    assert len(log(run)) == 2
+
+
+def test_other_data_in_the_same_folder(toy, tmp_path):
+    run = train(recipe(), toy, tmp_path / "run", max_steps=1)
+    with pytest.raises(WorkspaceError, match="other data"):
+        train(recipe(), toy_dataset(grid=4, test_grid=1), run)
+
+
+def test_a_folder_that_is_no_run(toy, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(WorkspaceError, match="no run folder"):
+            train(recipe(), toy, tmp_path, overwrite=overwrite)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_too_large_a_batch(toy, tmp_path):
+    with pytest.raises(RecipeError, match="only 16 references have training queries"):
+        train(recipe("sampler.batch_size=17"), toy, tmp_path / "run")
+
+
+def test_without_validation_queries_the_last_weights_are_the_best(toy, tmp_path):
+    split = toy.queries["split"].to_pylist()
+    queries = toy.queries.set_column(
+        toy.queries.schema.get_field_index("split"), "split", [["train" if s == "validation" else s for s in split]]
+    )
+    run = train(recipe("optim.epochs=2"), dataclasses.replace(toy, queries=queries), tmp_path / "run")
+    assert same(load_file(run / "best.safetensors"), final_weights(run))
+
+
+def test_an_infinite_loss_is_an_error(toy, tmp_path, monkeypatch):
+    def broken(recipe):
+        system = create_system(recipe)
+        torch.nn.init.constant_(system.encoder.query.backbone.head.weight, float("inf"))
+        return system
+
+    monkeypatch.setattr(training_module, "create_system", broken)
+    with pytest.raises(DatasetError, match="the loss is nan at step 0"):
+        train(recipe(), toy, tmp_path / "run")
+
+
+def test_a_damaged_checkpoint_is_an_error(toy, tmp_path):
+    run = train(recipe(), toy, tmp_path / "run", max_steps=1)
+    (last_checkpoint(run) / "state.pt").write_bytes(b"broken")
+    with pytest.raises(CheckpointError, match=r"state\.pt' cannot be read"):
+        train(recipe(), toy, run)
+    (last_checkpoint(run) / "weights.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="no weights file"):
+        train(recipe(), toy, run)
+
+
+def test_shared_weights_are_saved_once_and_loaded_for_both(toy, tmp_path):
+    run = train(recipe("encoder.shared=true"), toy, tmp_path / "run", max_steps=1)
+    weights = final_weights(run)
+    assert not any(key.startswith("encoder.reference") for key in weights)
+    system = create_system(run_recipe(run))
+    load_weights(last_checkpoint(run) / "weights.safetensors", system)
+    assert torch.equal(system.encoder.reference.backbone.head.weight, weights["encoder.query.backbone.head.weight"])
+
+
+def test_the_loss_goes_down(toy, tmp_path):
+    run = train(recipe("optim.epochs=8", "optim.warmup_epochs=0"), toy, tmp_path / "run")
+    losses = [line["loss"] for line in log(run) if "loss" in line]
+    assert sum(losses[-5:]) < 0.85 * sum(losses[:5])

@@ -1,0 +1,227 @@
+import subprocess
+import sys
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cvgl_data import store as store_module
+from cvgl_data.errors import DatasetError, WorkspaceError
+from cvgl_data.store import Store
+from cvgl_data.types import Outcome
+from cvgl_data.workspace import Workspace
+
+RECIPE = {"name": "toy", "seed": 1, "grid": {"zoom": 18, "overlap": 0.0}, "areas": [{"city": "seattle"}]}
+SCHEMA = pa.schema([("id", pa.string()), ("image", pa.binary()), ("status", pa.string())])
+
+
+def row(key, status="ok", image=b"x"):
+    return {"id": key, "image": image, "status": status}
+
+
+def open_store(path):
+    return Store(path, SCHEMA, "id")
+
+
+def test_the_same_recipe_goes_on_and_another_is_refused(tmp_path):
+    with Workspace(tmp_path / "d").open(RECIPE) as workspace:
+        workspace.write_table("pairs", pa.table({"a": [1, 2]}))
+    before = (tmp_path / "d/.cvgl/recipe.toml").read_bytes()
+    with Workspace(tmp_path / "d").open(RECIPE) as workspace:
+        assert workspace.read_table("pairs").to_pydict() == {"a": [1, 2]}
+    other = {**RECIPE, "seed": 2, "grid": {"zoom": 19, "overlap": 0.0}}
+    with pytest.raises(WorkspaceError, match=r"grid.zoom: 18 -> 19; seed: 1 -> 2.*--overwrite"):
+        Workspace(tmp_path / "d").open(other)
+    assert (tmp_path / "d/.cvgl/recipe.toml").read_bytes() == before
+    with Workspace(tmp_path / "d").open(RECIPE) as workspace:  # the refusal has kept neither the lock nor anything else
+        assert workspace.has_table("pairs")
+        assert workspace.recipe_tables() == RECIPE
+
+
+def test_overwrite_starts_over(tmp_path):
+    folder = tmp_path / "d"
+    with Workspace(folder).open(RECIPE) as workspace, workspace.store("references", SCHEMA, "id") as store:
+        workspace.write_table("pairs", pa.table({"a": [1]}))
+        store.append(row("a"))
+    (folder / "data").mkdir()
+    (folder / "manifest.json").write_text("{}")
+    (folder / "notes.txt").write_text("the user's")
+    with Workspace(folder).open({**RECIPE, "seed": 2}, overwrite=True) as workspace:
+        assert not workspace.has_table("pairs")
+        assert len(workspace.store("references", SCHEMA, "id")) == 0
+        assert workspace.recipe_tables()["seed"] == 2
+    assert {entry.name for entry in folder.iterdir()} == {".cvgl", "notes.txt"}
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_of_something_else_is_left_alone(tmp_path, overwrite):
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(WorkspaceError, match="not empty and holds no cvgl build"):
+        Workspace(tmp_path).open(RECIPE, overwrite=overwrite)
+    with pytest.raises(WorkspaceError, match="is a file"):
+        Workspace(tmp_path / "thesis.tex").open(RECIPE, overwrite=overwrite)
+    assert (tmp_path / "thesis.tex").read_text() == "x"
+    assert not (tmp_path / ".cvgl").exists()
+
+
+def test_a_damaged_recipe_is_named(tmp_path):
+    Workspace(tmp_path / "d").open(RECIPE).close()
+    (tmp_path / "d/.cvgl/recipe.toml").write_text("name = ")
+    with pytest.raises(WorkspaceError, match=r"recipe\.toml' is damaged"):
+        Workspace(tmp_path / "d").open(RECIPE)
+    Workspace(tmp_path / "d").open(RECIPE, overwrite=True).close()
+    assert Workspace(tmp_path / "d").recipe_tables() == RECIPE
+
+
+def test_only_one_at_a_time(tmp_path):
+    with Workspace(tmp_path / "d").open(RECIPE), pytest.raises(WorkspaceError, match="in use by another process"):
+        Workspace(tmp_path / "d").open(RECIPE)
+    Workspace(tmp_path / "d").open(RECIPE).close()
+
+
+def test_missing_and_damaged_tables_are_named(tmp_path):
+    with Workspace(tmp_path / "d").open(RECIPE) as workspace:
+        with pytest.raises(WorkspaceError, match="has no 'pairs' yet"):
+            workspace.read_table("pairs")
+        (tmp_path / "d/.cvgl/pairs.arrow").write_bytes(b"ARROW1\0\0garbage")
+        with pytest.raises(DatasetError, match=r"pairs\.arrow' is damaged"):
+            workspace.read_table("pairs")
+
+
+def test_rows_come_back_after_reopening_and_the_last_of_a_key_wins(tmp_path):
+    with open_store(tmp_path) as store:
+        store.append(row("b", "timeout", None))
+        store.append(row("a", image=b"1"))
+        store.flush()
+        store.append(row("b", image=b"2"))
+        assert store.outcome("b") is Outcome.OK
+    with open_store(tmp_path) as store:
+        assert list(store.rows()) == [row("a", image=b"1"), row("b", image=b"2")]
+        assert list(store.rows(["b"])) == [row("b", image=b"2")]
+        assert store.table().to_pydict() == {"id": ["a", "b"], "status": ["ok", "ok"]}
+        assert "a" in store
+        assert len(store) == 2
+        with pytest.raises(KeyError):
+            list(store.rows(["c"]))
+
+
+def test_what_is_done_depends_on_the_class_of_failure(tmp_path):
+    statuses = ("ok", "no_imagery", "timeout", "rate_limited", "auth", "decode_error")
+    with open_store(tmp_path) as store:
+        for status in statuses:
+            store.append(row(status, status, None))
+        expected = {"ok", "no_imagery", "auth", "decode_error"}
+        assert store.done() == expected
+        assert store.done(retry_failed=True) == {"ok"}
+        assert store.keys(Outcome.OK, Outcome.AUTH) == ["auth", "ok"]
+        assert store.outcomes() == dict.fromkeys(map(Outcome, statuses), 1)
+    assert open_store(tmp_path).done() == expected
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from("abcdefgh"), st.sampled_from(["ok", "timeout"]), st.booleans()), max_size=30))
+def test_a_store_is_a_dictionary_of_last_rows(tmp_path_factory, appended):
+    folder = tmp_path_factory.mktemp("store")
+    expected = {}
+    with open_store(folder) as store:
+        for index, (key, status, flush) in enumerate(appended):
+            expected[key] = row(key, status, bytes([index]))
+            store.append(expected[key])
+            if flush:
+                store.flush()
+    with open_store(folder) as store:
+        assert list(store.rows()) == [expected[key] for key in sorted(expected)]
+        backwards = sorted(expected, reverse=True)
+        assert [
+            found["id"] for batch in store.batches(backwards, max_rows=3) for found in batch.to_pylist()
+        ] == backwards
+
+
+def test_an_empty_store_has_an_empty_table(tmp_path):
+    store = open_store(tmp_path)
+    assert store.table().num_rows == 0
+    assert store.table().schema.names == ["id", "status"]
+    assert list(store.rows()) == []
+
+
+def test_flushing_by_rows_bytes_and_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(store_module, "FLUSH_ROWS", 3)
+    monkeypatch.setattr(store_module, "FLUSH_BYTES", 100)
+    store = open_store(tmp_path)
+    parts = lambda: len(list(tmp_path.glob("*.arrow")))  # noqa: E731
+    store.append(row("a"))
+    store.append(row("b"))
+    assert parts() == 0
+    store.append(row("c"))
+    assert parts() == 1
+    store.append(row("d", image=b"x" * 100))
+    assert parts() == 2
+    monkeypatch.setattr(store_module, "FLUSH_S", 0.0)
+    store.append(row("e"))
+    assert parts() == 3
+
+
+def test_leftovers_are_deleted_and_damaged_parts_named(tmp_path):
+    with open_store(tmp_path) as store:
+        store.append(row("a", image=b"x" * 1000))
+    (tmp_path / "part-000001.arrow.part").write_bytes(b"half")
+    assert open_store(tmp_path).keys() == ["a"]
+    assert not list(tmp_path.glob("*.part"))
+    part = tmp_path / "part-000000.arrow"
+    part.write_bytes(part.read_bytes()[:-200])
+    with pytest.raises(DatasetError, match=r"part-000000\.arrow' is damaged"):
+        open_store(tmp_path)
+
+
+def test_rows_of_another_version_are_refused(tmp_path):
+    with open_store(tmp_path) as store:
+        store.append(row("a"))
+    with pytest.raises(WorkspaceError, match="other columns"):
+        Store(tmp_path, SCHEMA.append(pa.field("more", pa.string())), "id")
+
+
+APPEND_FOREVER = """
+import os, sys
+from pathlib import Path
+import pyarrow as pa
+from cvgl_data.store import Store
+
+schema = pa.schema([("id", pa.string()), ("image", pa.binary()), ("status", pa.string())])
+store = Store(Path(sys.argv[1]), schema, "id")
+for index in range(10**6):
+    store.append({"id": f"{index:07d}", "image": os.urandom(2000), "status": "ok"})
+    print(index, flush=True)
+"""
+
+
+def test_a_killed_writer_loses_at_most_what_was_not_flushed(tmp_path):
+    for attempt in range(3):
+        folder = tmp_path / str(attempt)
+        process = subprocess.Popen([sys.executable, "-c", APPEND_FOREVER, folder], stdout=subprocess.PIPE, text=True)
+        with process:
+            while int(process.stdout.readline()) < 400 + 50 * attempt:
+                pass
+            process.kill()
+            appended = int(process.stdout.read().splitlines()[-1]) + 1
+        store = open_store(folder)
+        assert store.keys() == [f"{index:07d}" for index in range(len(store))]
+        assert appended - len(store) <= store_module.FLUSH_ROWS
+        assert sum(len(found["image"]) for found in store.rows()) == 2000 * len(store)
+
+
+def test_memory_does_not_grow_with_the_images(tmp_path):
+    """Allocations of a store that holds 60 MB of images stay below one flush."""
+    pool = pa.default_memory_pool()
+    with open_store(tmp_path) as store:
+        for index in range(120):
+            store.append(row(f"{index:03d}", image=bytes(500_000)))
+    allocated = pool.bytes_allocated()
+    store = open_store(tmp_path)
+    store.table()
+    assert pool.bytes_allocated() - allocated < 1_000_000
+    largest = 0
+    for batch in store.batches(max_rows=8):
+        largest = max(largest, pool.bytes_allocated() - allocated)
+        assert batch.num_rows == 8
+    assert largest < 20_000_000

@@ -22,6 +22,7 @@ from cvgl_data.aoi import AreaOfInterest
 from cvgl_data.errors import GridError
 from cvgl_data.geo import Floats, gsd_m, lonlat_from_pixel, pixel_from_lonlat
 from cvgl_data.types import TILE_PX, Window
+from cvgl_data.vectors import made_valid
 
 MAX_ZOOM = 23
 MAX_WINDOWS = 50_000_000
@@ -234,9 +235,9 @@ def _in_pixels(area: AreaOfInterest, zoom: int) -> Any:
     parts = []
     for part in shapely.get_parts(area.geometry):
         shell, *holes = (_ring_in_pixels(ring, zoom) for ring in (part.exterior, *part.interiors))
-        parts.append(Polygon(shell, holes))
-    polygon = shapely.union_all(parts) if len(parts) > 1 else parts[0]
-    return polygon if polygon.is_valid else shapely.make_valid(polygon)
+        projected = Polygon(shell, holes)
+        parts.append(projected if projected.is_valid else made_valid(projected))  # rings may touch by rounding
+    return shapely.union_all(parts) if len(parts) > 1 else parts[0]
 
 
 def _ring_in_pixels(ring: Any, zoom: int) -> Floats:

@@ -81,11 +81,9 @@ async def cut(window: Window, tiles: TileCache) -> Fetched:
     Raises:
         FetchError: If a tile fails; a window is never filled up.
     """
-    world = 2**window.zoom
-    wanted = [tile._replace(x=tile.x % world) for tile in window.tiles]  # windows may run on beyond the antimeridian
-    if len(wanted) == 1 and window.size == TILE_PX:
-        return await tiles.get(wanted[0])
-    found = [await tiles.get(tile) for tile in wanted]
+    if len(window.tiles) == 1 and window.size == TILE_PX:
+        return await tiles.get(window.tiles[0])
+    found = [await tiles.get(tile) for tile in window.tiles]
     return Fetched(
         image=await asyncio.to_thread(_mosaic, window, [fetched.image for fetched in found], tiles.source.tile_px),
         captured=_merged("/", (fetched.captured for fetched in found)),
@@ -96,14 +94,15 @@ async def cut(window: Window, tiles: TileCache) -> Fetched:
 
 def _mosaic(window: Window, images: list[bytes], tile_px: int) -> bytes:
     """Return the JPEG of a window from its tiles, row by row."""
-    first, last = window.tiles[0], window.tiles[-1]
-    columns, rows = last.x - first.x + 1, last.y - first.y + 1
-    canvas = np.empty((rows * tile_px, columns * tile_px, 3), np.uint8)
+    left_tile, top_tile = window.x // TILE_PX, window.y // TILE_PX
+    columns = (window.x + window.size - 1) // TILE_PX - left_tile + 1
+    canvas = np.empty((len(images) // columns * tile_px, columns * tile_px, 3), np.uint8)
     for index, image in enumerate(images):
         top, left = index // columns * tile_px, index % columns * tile_px
         canvas[top : top + tile_px, left : left + tile_px] = decode(image)
-    top, left = ((window.y - first.y * TILE_PX) * tile_px, (window.x - first.x * TILE_PX) * tile_px)
-    top, left, side = top // TILE_PX, left // TILE_PX, window.size * tile_px // TILE_PX
+    left = (window.x - left_tile * TILE_PX) * tile_px // TILE_PX
+    top = (window.y - top_tile * TILE_PX) * tile_px // TILE_PX
+    side = window.size * tile_px // TILE_PX
     return encode_jpeg(canvas[top : top + side, left : left + side])
 
 

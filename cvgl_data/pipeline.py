@@ -27,7 +27,7 @@ from cvgl_data.planning import areas, windows_of, without_repeats
 from cvgl_data.readers.packed import MANIFEST
 from cvgl_data.recipe import DatasetRecipe, resolve, to_tables
 from cvgl_data.schema import FAILURES
-from cvgl_data.selection import read_pano_ids
+from cvgl_data.selection import choose_ids, read_pano_ids
 from cvgl_data.sources import open_imagery, open_panoramas
 from cvgl_data.store import Store
 from cvgl_data.summary import decentrality_rows
@@ -219,18 +219,21 @@ class Build:
 
     def pair(self) -> pa.Table:
         """Pair every query with the references that cover it."""
+        self.progress.stage("pairs", None)
         pairs = pairing.pair(self.queries(), self.references())
         self.workspace.write_table("pairs", pairs)
         return pairs
 
     def distance_map(self, k: int | None = None) -> pa.Table:
         """Find the k nearest references of each reference (default: the recipe's k)."""
+        self.progress.stage("distance map", None)
         found = neighbors.distance_map(self.references(), k or self.recipe.distance_map.k)
         self.workspace.write_table("distance_map", found)
         return found
 
     def split(self) -> dict[str, int]:
         """Assign the queries to splits; returns how many went where, "" for those left out."""
+        self.progress.stage("splits", None)
         assigned = splits.split(
             self.queries(),
             self.workspace.read_table("pairs"),
@@ -280,18 +283,21 @@ class Build:
             def area_of(lon: float, lat: float) -> str:
                 return next((area.name for area in found if bool(area.contains(lon, lat))), "")
 
-            return [(ids[: self.recipe.limit] if self.recipe.limit else ids, area_of)]
+            return [(choose_ids(ids, self._most(recipe.max), self.recipe.seed), area_of)]
         work: list[tuple[list[str], str | Callable[[float, float], str]]] = []
         seen: set[str] = set()
         for index, area in enumerate(found):
-            most = (self.recipe.areas[index].max if self.recipe.areas else 0) or recipe.max
-            most = min(most or self.recipe.limit, self.recipe.limit or most)
+            most = self._most((self.recipe.areas[index].max if self.recipe.areas else 0) or recipe.max)
             ids = await fetch.discover_queries(
                 source, area, http, spacing_m=recipe.spacing_m, limit=most, seed=self.recipe.seed
             )
             work.append(([pano_id for pano_id in ids if pano_id not in seen], area.name))
             seen.update(ids)
         return work
+
+    def _most(self, number: int) -> int:
+        """Return the smaller of a maximum and the recipe's limit, where 0 means none."""
+        return min(number, self.recipe.limit) if number and self.recipe.limit else number or self.recipe.limit
 
     def _on_item(self, outcome: Outcome) -> None:
         self.progress.advance()

@@ -75,6 +75,16 @@ def solid(geometry: Any) -> Polygon | MultiPolygon:
     return parts[0] if len(parts) == 1 else MultiPolygon(parts)
 
 
+def made_valid(polygon: Polygon) -> Polygon | MultiPolygon:
+    """Return the valid polygon nearest to an invalid one; it may be empty.
+
+    Shell and holes are repaired one by one: GEOS, given the whole, fills a hole that shares an edge with the shell.
+    """
+    shell = shapely.make_valid(Polygon(polygon.exterior))
+    holes = shapely.union_all([shapely.make_valid(Polygon(ring)) for ring in polygon.interiors])
+    return solid(shapely.difference(solid(shell), solid(holes)))
+
+
 def well_formed(polygon: Polygon, name: str) -> Polygon | MultiPolygon:
     """Return a polygon made valid, with longitudes in [-180, 180], cut where it crosses the antimeridian.
 
@@ -180,7 +190,7 @@ def _repaired(polygon: Polygon, name: str) -> Polygon | MultiPolygon:
     if polygon.is_valid:
         return polygon
     reason = shapely.is_valid_reason(polygon)
-    fixed = solid(shapely.make_valid(polygon))
+    fixed = made_valid(polygon)
     if fixed.is_empty:
         raise AreaError(f"area '{name}' has an invalid polygon without an area ({reason}); correct or remove it")
     logger.warning("area '%s' has an invalid polygon, which was repaired: %s", name, reason)

@@ -1,7 +1,7 @@
 """Backbones by name: our own from a table, everything else from timm.
 
-Every backbone maps (B, 3, H, W) to (B, D) and carries ``num_features`` (D), ``mean`` and ``std`` (what its input is normalized
-with).
+Every backbone maps (B, 3, H, W) to (B, D) and carries ``num_features`` (D), ``mean`` and ``std`` (what its input is
+normalized with).
 """
 
 from __future__ import annotations
@@ -100,6 +100,10 @@ def _timm_model(name: str, pretrained: bool, image_size: tuple[int, int]) -> tup
 
     if not timm.is_model(name):
         raise UnknownNameError(f"unknown backbone '{name}'{did_you_mean(name, [*BACKBONES, *timm.list_models()])}")
+    architecture, _, tag = name.partition(".")
+    tags = timm.list_pretrained(f"{architecture}.*")
+    if tag and name not in tags:
+        raise UnknownNameError(f"unknown backbone '{name}'{did_you_mean(name, tags)}")
     options: dict[str, Any] = {"num_classes": 0, "pretrained": pretrained}
     if timm.get_pretrained_cfg_value(name, "fixed_input_size"):
         options["img_size"] = image_size

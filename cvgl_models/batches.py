@@ -81,7 +81,7 @@ def query_view(image: bytes, views: ViewRecipe, heading_deg: float = 0.0) -> Ten
         heading_deg: Bearing of the panorama's centre column.
 
     Raises:
-        ValueError: If the image cannot be decoded, or a top view is asked of an image that is not twice as wide as high.
+        ValueError: If the image cannot be decoded, or is not twice as wide as high and a top view is asked for.
     """
     height, width = views.query_size_px
     if views.query == "panorama":
@@ -119,7 +119,8 @@ def _quantized(image: Tensor) -> Tensor:
 class Views(Dataset[Tensor | DatasetError]):
     """One side of a dataset as views, one item per row.
 
-    An item that cannot be decoded is an error as a value, because an error raised in a worker process arrives as a page of text.
+    An item that cannot be decoded is an error as a value, because an error raised in a worker process arrives as a page
+    of text.
     """
 
     def __init__(

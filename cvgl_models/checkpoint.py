@@ -57,7 +57,8 @@ def open_run(run: Path, recipe: ModelRecipe, data: Mapping[str, Any], *, overwri
         changed = differences(_read_toml(run / RECIPE), to_tables(recipe))
         if changed:
             raise WorkspaceError(
-                f"run folder '{run}' belongs to another recipe ({'; '.join(changed[:3])}); choose another folder or pass --overwrite"
+                f"run folder '{run}' belongs to another recipe ({'; '.join(changed[:3])}); "
+                "choose another folder or pass --overwrite"
             )
         environment = json.loads((run / ENVIRONMENT).read_text(encoding="utf-8"))
         if environment.get("data") != data:
@@ -143,6 +144,10 @@ def load_weights(path: Path, model: nn.Module) -> dict[str, str]:
     """
     weights = read_weights(path)
     alias = _aliases(model)
+    if doubled := sorted(alias.keys() & weights.keys()):
+        raise CheckpointError(
+            f"weights in '{path}' do not fit: they have unknown {doubled[0]}, which this model shares"
+        )
     load_strictly(
         model, {**weights, **{key: weights[first] for key, first in alias.items() if first in weights}}, str(path)
     )

@@ -1,8 +1,8 @@
 """Evaluation in two loops: embeddings to disk, then metrics from disk.
 
-``eval/<split>/`` of a run holds ``queries.npy`` (Q, D), ``references.npy`` (R, D), ``meta.json`` (which weights and data they
-come from), and ``report.json``; the untrained model has ``eval/<split>-untrained/``. Embeddings of other weights or other data are
-never reused.
+``eval/<split>/`` of a run holds ``queries.npy`` (Q, D) and ``references.npy`` (R, D), each with a JSON file that says
+which weights and data it comes from, and ``report.json``; the untrained model has ``eval/<split>-untrained/``.
+Embeddings of other weights or other data are never reused.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def _embedded(
     path, meta = folder / _SIDES[side], folder / f"{side}.json"
     expected: dict[str, Any] = {"weights": weights, "data": fingerprint(dataset)}
     if path.is_file() and meta.is_file() and json.loads(meta.read_text(encoding="utf-8")) == expected:
-        return np.load(path, mmap_mode="r")
+        return _open(path)
     folder.mkdir(parents=True, exist_ok=True)
     meta.unlink(missing_ok=True)  # written last, so that it vouches for the embeddings
     views = Views(dataset, side, recipe.views)
@@ -173,7 +173,12 @@ def _embedded(
         np.save(file, embedded)
     os.replace(partial, path)
     write_text(meta, json.dumps(expected, indent=2) + "\n")
-    return np.load(path, mmap_mode="r")
+    return _open(path)
+
+
+def _open(path: Path) -> NDArray[np.float32]:
+    mapped: NDArray[np.float32] = np.load(path, mmap_mode="r")
+    return mapped
 
 
 def _lonlat(table: Any) -> NDArray[np.float64]:

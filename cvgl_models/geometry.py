@@ -1,7 +1,7 @@
 """Changes of viewpoint as batched, differentiable sampling.
 
-Shapes: B images, C channels, H and W of the panorama, S side of the output. Angles: azimuth clockwise from north. A panorama's
-columns run clockwise, its centre column looks north, its middle row is the horizon.
+Shapes: B images, C channels, H and W of the panorama, S side of the output. Angles: azimuth clockwise from north.
+A panorama's columns run clockwise, its centre column looks north, its middle row is the horizon.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ def bev_from_panorama(
 ) -> Tensor:
     """Return the top view of the ground around the camera, north up, as if everything stood at ground level.
 
-    Only rows below the horizon are read. Sampling is bilinear, half-pixel exact, and runs round the seam at the panorama's edge.
+    Only rows below the horizon are read. Sampling is bilinear, half-pixel exact, and runs round the seam at the
+    panorama's edge.
 
     Args:
         pano_BCHW: Upright, north-aligned equirectangular panoramas of any floating type; W = 2H.

@@ -2,9 +2,9 @@
 
 Shapes: Q queries, R references, D embedding, K results, q and r sizes of one block.
 
-Embeddings are compared by their dot product, which is the cosine when they are L2-normalized. A published habit is to count only
-references that score strictly higher than the positive; then an encoder that maps everything to one point, or to NaN, has a
-perfect recall. Here ties and NaN count against the query.
+Embeddings are compared by their dot product, which is the cosine when they are L2-normalized. A published habit is to
+count only references that score strictly higher than the positive; then an encoder that maps everything to one point,
+or to NaN, has a perfect recall. Here ties and NaN count against the query.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Rows = Sequence[int] | NDArray[np.signedinteger[Any]] | Tensor
 QUERY_BLOCK = 1000
 REFERENCE_BLOCK = 8192
 _TIE_BAND = 1e-5
-"""Scores closer than this (relative to the norms) are compared again in float64, where a block's shape plays no part."""
+"""Scores closer than this (relative to the norms) are compared again in float64, independent of a block's shape."""
 _TIE_BLOCK = 4096
 
 
@@ -48,7 +48,7 @@ def search(
         reference_block: References compared at a time.
 
     Returns:
-        ``indices_QK`` (int64, -1 where the score is NaN) and ``scores_QK`` (float32, -inf where it is NaN), K = min(k, R).
+        ``indices_QK`` (int64) and ``scores_QK`` (float32), K = min(k, R); -1 and -inf where a score is NaN.
 
     Raises:
         ValueError: If the shapes do not fit or k is not positive.
@@ -89,8 +89,9 @@ def ranks(
 ) -> Tensor:
     """Return for every query how many references are not clearly worse than its positive; 0 means it comes first.
 
-    A reference counts against the query when its score is higher than the positive's, equal to it, or NaN; everything counts when
-    the positive's own score is NaN. Close scores are decided in float64, so the result does not depend on the block sizes.
+    A reference counts against the query when its score is higher than the positive's, equal to it, or NaN; everything
+    counts when the positive's own score is NaN. Close scores are decided in float64, so the result does not depend on
+    the block sizes.
 
     Args:
         query_QD: Embeddings, any float type.

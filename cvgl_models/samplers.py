@@ -15,10 +15,11 @@ from cvgl_models.recipe import SamplerRecipe
 
 
 class DistanceMapSampler:
-    """Batches of near references: an anchor, half of its neighbors the nearest, half drawn from further away, then another anchor.
+    """Batches of near references: an anchor, its nearest neighbors and some from further away, then another anchor.
 
-    Every batch is full and every pair comes at most once per epoch. As many batches are made as the rule "one pair per reference
-    and batch" allows: a reference whose pairs would not fit into the remaining batches otherwise goes into the next one first.
+    Every batch is full and every pair comes at most once per epoch. As many batches are made as the rule "one pair per
+    reference and batch" allows: a reference whose pairs would not fit into the remaining batches otherwise goes into
+    the next one first.
 
     Args:
         reference_P: Reference of each pair.
@@ -46,8 +47,8 @@ class DistanceMapSampler:
         counts = np.unique(self.reference_P, return_counts=True)[1]
         if len(counts) < recipe.batch_size:
             raise RecipeError(
-                f"recipe key 'sampler.batch_size' is {recipe.batch_size}, but only {len(counts)} references have training queries; "
-                f"set it to {len(counts)} or less, or build a larger dataset"
+                f"recipe key 'sampler.batch_size' is {recipe.batch_size}, but only {len(counts)} references have "
+                f"training queries; set it to {len(counts)} or less, or build a larger dataset"
             )
         owners = set(self.reference_P.tolist())
         self.neighbors = {
@@ -107,7 +108,7 @@ class DistanceMapSampler:
 
 
 def _max_batches(counts: NDArray[np.int64], batch_size: int) -> int:
-    """Return the largest t with ``sum(min(counts, t)) >= t * batch_size``: so many batches without a repeated reference exist."""
+    """Return the largest t with ``sum(min(counts, t)) >= t * batch_size``: so many batches can be made."""
     low, high = 0, int(counts.sum()) // batch_size
     while low < high:
         middle = (low + high + 1) // 2

@@ -1,7 +1,7 @@
 """Training: one readable loop for every system.
 
-Everything random in a step is drawn from (seed, epoch, batch), so a run that was stopped goes on from its last checkpoint and ends
-with the very weights of an uninterrupted one (bit for bit on a CPU with the same number of threads).
+Everything random in a step is drawn from (seed, step), so a run that was stopped goes on from its last checkpoint and
+ends with the very weights of an uninterrupted one (bit for bit on a CPU with the same number of threads).
 """
 
 from __future__ import annotations
@@ -93,8 +93,8 @@ def train(
         recipe: What to do.
         data: Dataset folder, or an opened dataset.
         out: Run folder; of a finished run nothing is changed.
-        max_steps: Stop after so many steps, those of earlier sittings included. This and the next two stop early: the run is
-            saved, its schedule stays what it was, and it can go on later.
+        max_steps: Stop after so many steps, those of earlier sittings included. This and the next two stop early: the
+            run is saved, its schedule stays what it was, and it can go on later.
         time_limit_s: Stop after so many seconds of this sitting.
         should_stop: Asked after every step; True stops.
         overwrite: Replace a run of another recipe, or this one.
@@ -355,8 +355,10 @@ def _drop_later_lines(log: Path, step: int) -> None:
     if not log.is_file():
         return
     kept = []
-    for line in log.read_text(encoding="utf-8").splitlines():
+    text = log.read_text(encoding="utf-8")
+    for line in text.splitlines():
         with contextlib.suppress(ValueError):  # a line cut short by a kill
             if json.loads(line)["step"] <= step:
                 kept.append(line + "\n")
-    log.write_text("".join(kept), encoding="utf-8")
+    if "".join(kept) != text:
+        log.write_text("".join(kept), encoding="utf-8")

@@ -1,9 +1,10 @@
 """What a batch is, and random changes of it that keep its labels true.
 
-Shapes: B pairs, H and W of the query image, S side of the reference image. Images are (B, 3, height, width), float in [0, 1].
+Shapes: B pairs, H and W of the query image, S side of the reference image. Images are (B, 3, height, width), float in
+[0, 1].
 
-A reference turned counter-clockwise by a quarter has east at the top; a panorama whose centre column then looks up in the turned
-reference is rolled to the left by a quarter of its width. A top view turns as the reference does.
+A reference turned counter-clockwise by a quarter has east at the top; a panorama whose centre column then looks up in
+the turned reference is rolled to the left by a quarter of its width. A top view turns as the reference does.
 """
 
 from __future__ import annotations
@@ -148,7 +149,10 @@ def blur_or_sharpen(images: Tensor, amount_B: Tensor) -> Tensor:
 
 
 def cut_out(images: Tensor, box_BK4: Tensor) -> Tensor:
-    """Fill K rectangles of each image with its mean color; a box is (centre u, centre v, width, height) in shares of the height."""
+    """Fill K rectangles of each image with its mean color.
+
+    A box is (centre u, centre v, width, height) in shares of the image's height.
+    """
     height, width = images.shape[-2:]
     box_BK4 = box_BK4.to(images) * height
     u, v = torch.arange(width).to(images) + 0.5, torch.arange(height).to(images) + 0.5

@@ -62,7 +62,9 @@ def test_reference_view():
     view = reference_view(encode(smooth_image(64, 64)), 32)
     assert view.shape == (3, 32, 32)
     assert view.dtype == torch.uint8
-    np.testing.assert_allclose(view.permute(1, 2, 0), smooth_image(64, 64).reshape(32, 2, 32, 2, 3).mean((1, 3)), atol=4)
+    np.testing.assert_allclose(
+        view.permute(1, 2, 0), smooth_image(64, 64).reshape(32, 2, 32, 2, 3).mean((1, 3)), atol=4
+    )
 
 
 @pytest.mark.parametrize("heading_deg", [0.0, 90.0, -135.0, 212.5])

@@ -47,7 +47,7 @@ def test_one_zoom_deeper_has_twice_the_pixels(lon, lat, zoom):
 @given(st.floats(-90, 90), LATS, st.integers(-1000, 1000))
 def test_a_shift_in_longitude_is_a_shift_in_pixels(lon, lat, shift_px):
     world = 256 * 2**18
-    x, y = geo.pixel_from_lonlat([lon, lon + 360.0 * shift_px / world], lat, 18)
+    x, _ = geo.pixel_from_lonlat([lon, lon + 360.0 * shift_px / world], lat, 18)
     assert x[1] - x[0] == pytest.approx(shift_px, abs=1e-6)
 
 

@@ -65,7 +65,9 @@ def test_rolling_is_turning_and_flipping_is_flipping(size):
 
 
 def test_no_seam_in_the_south():
-    assert torch.equal(bev_from_panorama(torch.ones(1, 3, 64, 128), 64, 0.5, HEIGHT_M, oversample=2), torch.ones(1, 3, 64, 64))
+    assert torch.equal(
+        bev_from_panorama(torch.ones(1, 3, 64, 128), 64, 0.5, HEIGHT_M, oversample=2), torch.ones(1, 3, 64, 64)
+    )
 
 
 def test_the_sky_is_never_seen():

@@ -17,15 +17,16 @@ from cvgl_data.errors import GridError
 from cvgl_data.geo import lonlat_from_pixel, pixel_from_lonlat
 from cvgl_data.grid import MAX_ZOOM, TileGrid, world_px
 from cvgl_data.types import Tile, Window
+from cvgl_data.vectors import solid
 
 # Stride divides the size, or the overlap in pixels does.
 LAYOUTS = [(256, 0.0), (256, 0.5), (256, 0.75), (256, 0.25), (200, 0.2), (300, 1 / 3), (512, 0.5)]
 
 
 @st.composite
-def areas(draw, zoom=16, reach_px=3000):
+def areas(draw, zoom=16, reach_px=2000):
     """Return a polygon with 3 to 9 corners and perhaps a hole, a few windows wide, anywhere on earth."""
-    lon, lat = draw(st.floats(-180, 180)), draw(st.floats(-84, 84))
+    lon, lat = draw(st.floats(-180, 180)), draw(st.floats(-75, 75))
     x, y = pixel_from_lonlat(lon, lat, zoom)
     angles = np.sort(draw(st.lists(st.floats(0, 2 * np.pi), min_size=3, max_size=9)))
     radii = np.array(draw(st.lists(st.floats(200, reach_px), min_size=len(angles), max_size=len(angles))))
@@ -36,10 +37,10 @@ def areas(draw, zoom=16, reach_px=3000):
         polygon = polygon.difference(Polygon(center + 0.4 * (corners - center)).buffer(0))
     if polygon.area < 1e-9:
         polygon = box(*(center - 0.01), *(center + 0.01))
-    return AreaOfInterest.from_geometry(polygon, "random")
+    return AreaOfInterest.from_geometry(solid(polygon), "random")
 
 
-def in_pixels(area: AreaOfInterest, zoom: int, pieces: int = 400):
+def in_pixels(area: AreaOfInterest, zoom: int, pieces: int = 60):
     """Return the area in global pixels with every edge in many pieces, as the exact shape to compare with."""
 
     def project(ring):
@@ -49,15 +50,15 @@ def in_pixels(area: AreaOfInterest, zoom: int, pieces: int = 400):
         return np.stack(pixel_from_lonlat(lon, lat, zoom), axis=1)
 
     parts = [
-        Polygon(project(part.exterior), [project(ring) for ring in part.interiors])
+        Polygon(project(part.exterior)) - shapely.union_all([Polygon(project(ring)) for ring in part.interiors])
         for part in shapely.get_parts(area.geometry)
     ]
     return shapely.union_all(parts)
 
 
-def brute_force(area: AreaOfInterest, grid: TileGrid, slack_px: float = 0.0) -> set[tuple[int, int]]:
+def brute_force(area: AreaOfInterest, grid: TileGrid, slack_px: float = 0.0, pieces: int = 60) -> set[tuple[int, int]]:
     """Return the corners of all windows of the world grid that share pixels with the area."""
-    world, exact = world_px(grid.zoom), in_pixels(area, grid.zoom)
+    world, exact = world_px(grid.zoom), in_pixels(area, grid.zoom, pieces)
     exact = shapely.union_all([exact, shapely.transform(exact, lambda xy: np.add(xy, (world, 0)))])
     if slack_px:
         exact = exact.buffer(slack_px)
@@ -73,8 +74,12 @@ def brute_force(area: AreaOfInterest, grid: TileGrid, slack_px: float = 0.0) -> 
     if not pairs:
         return set()
     x, y = np.array(sorted(set(pairs))).T
-    shared = shapely.area(shapely.intersection(exact, shapely.box(x, y, x + grid.size, y + grid.size)))
-    return set(zip(x[shared > 0].tolist(), y[shared > 0].tolist(), strict=True))
+    squares = shapely.box(x, y, x + grid.size, y + grid.size)
+    shapely.prepare(exact)
+    shares = shapely.intersects(exact, squares)
+    unsure = shares & ~shapely.contains_properly(exact, squares)
+    shares[unsure] = shapely.area(shapely.intersection(exact, squares[unsure])) > 0
+    return set(zip(x[shares].tolist(), y[shares].tolist(), strict=True))
 
 
 def corners(windows) -> set[tuple[int, int]]:
@@ -82,7 +87,7 @@ def corners(windows) -> set[tuple[int, int]]:
 
 
 class TestLaws:
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=25, deadline=None)
     @given(areas(), st.sampled_from(LAYOUTS))
     def test_the_same_as_looking_at_every_window(self, area, layout):
         grid = TileGrid(16, *layout)
@@ -90,7 +95,7 @@ class TestLaws:
         # Two exact shapes differ by the 0.01 px to which edges are followed.
         assert brute_force(area, grid, slack_px=-0.02) <= found <= brute_force(area, grid, slack_px=0.02)
 
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=25, deadline=None)
     @given(areas(), st.sampled_from(LAYOUTS))
     def test_windows_cover_the_area_and_each_meets_it(self, area, layout):
         grid, exact = TileGrid(16, *layout), in_pixels(area, 16)
@@ -98,15 +103,12 @@ class TestLaws:
         left, top, right, bottom = windows.bounds_px().T
         squares = shapely.box(left, top, right, bottom)
         world = world_px(16)
-        both_sides = shapely.union_all([*squares, *shapely.box(left - world, top, right - world, bottom)])
-        assert exact.difference(both_sides).area < 1e-6 * exact.area
-        near = np.minimum(
-            shapely.distance(squares, exact),
-            shapely.distance(shapely.box(left - world, top, right - world, bottom), exact),
-        )
+        wrapped = shapely.box(left - world, top, right - world, bottom)
+        assert exact.difference(shapely.union_all([*squares, *wrapped])).area < 1e-6 * exact.area
+        near = np.minimum(shapely.distance(squares, exact), shapely.distance(wrapped, exact))
         assert near.max() < 0.02
 
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=25, deadline=None)
     @given(areas(), st.sampled_from(LAYOUTS))
     def test_windows_are_on_the_grid_once_and_in_order(self, area, layout):
         grid = TileGrid(16, *layout)
@@ -117,7 +119,7 @@ class TestLaws:
         keys = windows.keys()
         assert keys == sorted(set(keys))
 
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=25, deadline=None)
     @given(areas(), st.integers(0, 2**32))
     def test_an_inner_point_of_a_half_overlap_grid_is_in_four_windows(self, area, seed):
         exact = in_pixels(area, 16)
@@ -213,15 +215,33 @@ class TestShapes:
         x, y = pixel_from_lonlat(30, 30, 6)
         assert Polygon(ends).exterior.distance(shapely.Point(x, y)) > 100
 
+    def test_a_hole_that_rounding_moves_onto_the_edge(self):
+        shell = [
+            (0.0042915344238281, 0.4999999999999992),
+            (-0.0134892633392099, 0.4980772250773418),
+            (-0.0169570356335953, 0.519632439432056),
+            (0.0365853309631348, 0.4999999999999992),
+        ]
+        hole = [
+            (-0.0067828142534381, 0.5078529757728224),
+            (-0.0053957053356839, 0.4992308900309367),
+            (0.0017166137695312, 0.4999999999999997),
+            (0.0146341323852539, 0.4999999999999997),
+        ]
+        area = AreaOfInterest.from_geometry(Polygon(shell, [hole]), "noise")
+        found = corners(TileGrid(16).cover(area))
+        assert found == brute_force(area, TileGrid(16))
+        assert (8388352, 8365056) not in found  # it lies in the hole
+
     @pytest.mark.parametrize("city", ["seattle", "new-york", "barcelona", "rio-de-janeiro"])
     @pytest.mark.parametrize("overlap", [0.0, 0.5])
     def test_real_cities(self, city, overlap):
-        area, grid = AreaOfInterest.from_city(city), TileGrid(15, 256, overlap)
-        assert corners(grid.cover(area)) == brute_force(area, grid)
+        area, grid = AreaOfInterest.from_city(city), TileGrid(14, 256, overlap)
+        assert corners(grid.cover(area)) == brute_force(area, grid, pieces=1)
 
 
 class TestWindows:
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def windows(self):
         return TileGrid(18, 256, 0.5).cover(AreaOfInterest.from_bbox(-122.34, 47.60, -122.33, 47.61))
 

@@ -42,7 +42,9 @@ def test_equals_cross_entropy_written_out():
     torch.manual_seed(0)
     query, reference = F.normalize(torch.randn(9, 5)), F.normalize(torch.randn(9, 5))
     logits, target = 14 * query @ reference.T, torch.arange(9)
-    expected = (F.cross_entropy(logits, target, label_smoothing=0.1) + F.cross_entropy(logits.T, target, label_smoothing=0.1)) / 2
+    expected = (
+        F.cross_entropy(logits, target, label_smoothing=0.1) + F.cross_entropy(logits.T, target, label_smoothing=0.1)
+    ) / 2
     torch.testing.assert_close(SymmetricInfoNCE(0.1, math.log(14))(query, reference), expected)
 
 

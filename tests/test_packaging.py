@@ -37,7 +37,7 @@ def test_data_package_never_loads_torch():
     assert done.stdout.strip() == "[]"
 
 
-HEAVY = "aiohttp datasets geopandas mercantile numba cv2 pyproj requests scipy shapely simplejpeg uvloop pandas"
+HEAVY = "aiohttp datasets geopandas mercantile numba cv2 pyproj requests scipy shapely simplejpeg uvloop"
 
 
 def test_models_import_without_the_heavy_packages():

@@ -113,7 +113,7 @@ def test_overrides():
     [
         ("grid.zoom", "not of the form key.path=value"),
         ("=3", "not of the form key.path=value"),
-        ("grid.zoon=3", "did you mean 'grid.zoom'"),
+        ("grid.zom=3", "did you mean 'grid.zoom'"),
         ("areas.7.city=seattle", "'7' is not an index below 2"),
         ("name.first=x", "'name' holds a value"),
         ("seed=abc", "recipe key 'seed'"),

@@ -7,7 +7,12 @@ from hypothesis import strategies as st
 from cvgl_models.retrieval import best_covering, ranks, search
 
 # Toy of six references; with one-hot references the query embeddings are the similarities.
-SIMS = [[0.9, 0.5, 0.4, 0.3, 0.2, 0.1], [0.8, 0.9, 0.4, 0.3, 0.2, 0.1], [0.7, 0.9, 0.2, 0.3, 0.8, 0.1], [0.9, 0.1, 0.2, 0.3, 0.4, 0.5]]
+SIMS = [
+    [0.9, 0.5, 0.4, 0.3, 0.2, 0.1],
+    [0.8, 0.9, 0.4, 0.3, 0.2, 0.1],
+    [0.7, 0.9, 0.2, 0.3, 0.8, 0.1],
+    [0.9, 0.1, 0.2, 0.3, 0.4, 0.5],
+]
 POSITIVES = [0, 0, 0, 5]
 COVERING = (np.array([0, 4, 8, 12, 16]), np.array([0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 5, 4, 3, 2]))
 

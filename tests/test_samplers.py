@@ -57,7 +57,12 @@ def test_the_nearest_available_neighbors_come_first():
 
 def test_neighbors_share_batches():
     near, apart = (
-        np.mean([np.ptp(np.sort(batch)[2:-2]) for batch in make(np.arange(512), neighbors, batch_size=16, neighbor_select=16).epoch(0)[:10]])
+        np.mean(
+            [
+                np.ptp(np.sort(batch)[2:-2])
+                for batch in make(np.arange(512), neighbors, batch_size=16, neighbor_select=16).epoch(0)[:10]
+            ]
+        )
         for neighbors in (line_neighbors(512, 16), {})
     )
     assert near < apart / 1.5

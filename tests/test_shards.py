@@ -187,6 +187,16 @@ def test_bytes_depend_on_nothing_but_the_rows(packed, tables, tmp_path):
     assert contents(tmp_path / "third") == contents(packed)
 
 
+def test_batches_do_not_show_in_pages_either(tables, tmp_path):
+    """Images large enough for several pages: pyarrow ends a page where a chunk ends."""
+    references, queries = tables[0], tables[1].slice(0, 60)
+    images = [{"bytes": np.random.default_rng(seed).bytes(100_000 + seed), "path": None} for seed in range(60)]
+    queries = queries.set_column(1, "image", pa.array(images, schema.IMAGE))
+    for batch in (7, 64):
+        toy.pack(tmp_path / str(batch), references, queries, batch=batch)
+    assert contents(tmp_path / "7") == contents(tmp_path / "64")
+
+
 def test_shards_start_anew_at_the_limit(tmp_path, tables, monkeypatch):
     monkeypatch.setattr(shards, "REFERENCES_PER_GROUP", 10)
     recipe = dataclasses.replace(RECIPE, pack=PackRecipe(shard_mb=0))
@@ -231,7 +241,7 @@ def test_interrupted_in_the_middle_of_renaming(tmp_path, tables, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("cvgl_data.shard_files.os.replace", dies)
+        patch.setattr("cvgl_data.shards.files.os.replace", dies)
         with pytest.raises(KeyboardInterrupt):
             toy.pack(out, *tables)
     assert calls

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 from PIL import Image
-from PIL.TiffImagePlugin import ImageFileDirectory_v2
+from PIL.TiffImagePlugin import IFDRational, ImageFileDirectory_v2
 
 from cvgl_data.aoi import AreaOfInterest
 from cvgl_data.errors import DatasetNotFoundError, NoImagery, NoPanorama, RecipeError
@@ -213,6 +213,7 @@ def jpeg(path, gps=None, xmp="", artist=""):
     Image.new("RGB", (64, 32)).save(path, exif=exif, xmp=xmp.encode())
 
 
+UNKNOWN = IFDRational(0, 0)
 SOUTH_WEST = {1: "S", 2: (33.0, 55.0, 30.0), 3: "W", 4: (18.0, 25.0, 12.0), 17: 725.5}
 XMP = (
     "<rdf:Description GPano:PoseHeadingDegrees='-90.5' GPano:PosePitchDegrees=\"1.5\">"
@@ -234,7 +235,7 @@ def test_signs_wrapping_and_gpano(tmp_path):
 def test_panoramas_without_a_position_are_reported(tmp_path, caplog):
     jpeg(tmp_path / "p/good.jpg", SOUTH_WEST)
     jpeg(tmp_path / "p/no_gps.jpg")
-    jpeg(tmp_path / "p/no_fix.jpg", {1: "N", 2: (math.nan, math.nan, math.nan), 3: "E", 4: (math.nan,) * 3})
+    jpeg(tmp_path / "p/no_fix.jpg", {1: "N", 2: (UNKNOWN,) * 3, 3: "E", 4: (UNKNOWN,) * 3})
     (tmp_path / "p/broken.jpg").write_bytes(b"\xff\xd8\xff not really")
     source = FolderPanoramas(str(tmp_path / "p"))
     with caplog.at_level(logging.WARNING):

@@ -21,7 +21,7 @@ TILE = Tile(41999, 93333, 18)
         ("https://h/{z}/{y}/{x}", "https://h/18/93333/41999"),
         ("https://h/{z}/{x}/{-y}.png", f"https://h/18/41999/{2**18 - 1 - 93333}.png"),
         ("https://h/a{q}.jpeg?g=1", f"https://h/a{mercantile.quadkey(41999, 93333, 18)}.jpeg?g=1"),
-        ("https://{s}.h/{z}/{x}/{y}", "https://a.h/18/41999/93333"),
+        ("https://{s}.h/{z}/{x}/{y}", "https://c.h/18/41999/93333"),
     ],
 )
 def test_placeholders(template, url):

@@ -29,6 +29,15 @@ def recipe(*overrides):
     return resolve(ModelRecipe, TABLES, overrides)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """Tiny networks lose by a second thread, and lose much on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def toy():
     return toy_dataset(grid=4, test_grid=2)
@@ -220,6 +229,7 @@ def test_shared_weights_are_saved_once_and_loaded_for_both(toy, tmp_path):
 
 
 def test_the_loss_goes_down(toy, tmp_path):
-    run = train(recipe("optim.epochs=8", "optim.warmup_epochs=0"), toy, tmp_path / "run")
+    plain = [f"augment.{name}=0.0" for name in ("flip", "rotate", "color", "blur", "cut")]
+    run = train(recipe("optim.epochs=14", "optim.lr=2e-3", *plain), toy, tmp_path / "run")
     losses = [line["loss"] for line in log(run) if "loss" in line]
-    assert sum(losses[-5:]) < 0.85 * sum(losses[:5])
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])

@@ -54,16 +54,28 @@ def render_panorama(x_px, y_px, height=64, heading_deg=0.0):
 def toy_dataset(grid=6, per_tile=3, seed=0, test_grid=4, heading_deg=0.0, pano_height=64):
     """Return ``grid**2`` training and ``test_grid**2`` test references with queries; one training row validates."""
     rng = np.random.default_rng(seed)
-    windows = [("a", Window(CORNER + c * SIDE, CORNER + r * SIDE, SIDE, ZOOM)) for r in range(grid) for c in range(grid)]
+    windows = [
+        ("a", Window(CORNER + c * SIDE, CORNER + r * SIDE, SIDE, ZOOM)) for r in range(grid) for c in range(grid)
+    ]
     far = CORNER - (test_grid + 4) * SIDE
-    windows += [("b", Window(far + c * SIDE, far + r * SIDE, SIDE, ZOOM)) for r in range(test_grid) for c in range(test_grid)]
+    windows += [
+        ("b", Window(far + c * SIDE, far + r * SIDE, SIDE, ZOOM)) for r in range(test_grid) for c in range(test_grid)
+    ]
     windows.sort(key=lambda item: item[1].key)
     images, references, queries, pairs = {}, [], [], []
     for row, (area, window) in enumerate(windows):
         images[window.key] = encode(render_tile(window))
         lon, lat = window.center
         references.append(
-            {"reference_id": window.key, "x": window.x, "y": window.y, "size": SIDE, "zoom": ZOOM, "lon": lon, "lat": lat}
+            {
+                "reference_id": window.key,
+                "x": window.x,
+                "y": window.y,
+                "size": SIDE,
+                "zoom": ZOOM,
+                "lon": lon,
+                "lat": lat,
+            }
             | {"gsd_m": window.gsd_m, "area": area, "source": "toy", "release": "", "captured": "", "licence": "CC0"}
             | {"sha256": window.key, "status": "ok"}
         )
@@ -75,7 +87,14 @@ def toy_dataset(grid=6, per_tile=3, seed=0, test_grid=4, heading_deg=0.0, pano_h
             lon, lat = (float(value) for value in lonlat_from_pixel(x, y, ZOOM))
             split = "test" if area == "b" else "validation" if number == per_tile - 1 and row % 3 == 0 else "train"
             queries.append(
-                {"query_id": name, "lon": lon, "lat": lat, "heading_deg": heading_deg, "pitch_deg": 0.0, "roll_deg": 0.0}
+                {
+                    "query_id": name,
+                    "lon": lon,
+                    "lat": lat,
+                    "heading_deg": heading_deg,
+                    "pitch_deg": 0.0,
+                    "roll_deg": 0.0,
+                }
                 | {"upright": True, "captured": "", "area": area, "source": "toy", "licence": "CC0", "creator": ""}
                 | {"sha256": name, "status": "ok", "split": split}
             )

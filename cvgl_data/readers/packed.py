@@ -84,7 +84,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         version = manifest["schema_version"]
-        complete = all({"bytes", "sha256"} <= entry.keys() for entry in manifest["files"].values())
+        complete = all(
+            {"bytes", "sha256", *(["rows"] if name.endswith(".parquet") else [])} <= entry.keys()
+            for name, entry in manifest["files"].items()
+        )
     except (ValueError, KeyError, TypeError, AttributeError):
         complete, version = False, ""
     if not complete:

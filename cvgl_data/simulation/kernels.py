@@ -14,6 +14,7 @@ from typing import Any, TypeAlias, TypeVar
 import numba
 import numpy as np
 from numpy import uint64
+from numpy.typing import NDArray
 
 Key: TypeAlias = Any
 """An unsigned 64-bit number (inside compiled code)."""
@@ -35,8 +36,20 @@ _STAMP = _stamp()
 
 
 def kernel(function: F) -> F:
-    """Compile a function with numba, cached on disk, releasing the GIL."""
-    compiled: Any = numba.njit(cache=True, nogil=True)(function)
+    """Compile a function that only other compiled functions call, cached on disk.
+
+    Kernels allocate nothing. So reference counting can be off, whose atomic increments took most of the time.
+    """
+    return _compile(function, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+
+
+def entry(function: F) -> F:
+    """Compile a function that Python calls, cached on disk, releasing the GIL; it gets the arrays it fills as arguments."""
+    return _compile(function, nogil=True)
+
+
+def _compile(function: F, **options: Any) -> F:
+    compiled: Any = numba.njit(cache=True, _nrt=False, **options)(function)
     # Numba looks only at the file of the function itself; a changed callee in another file would leave its callers stale.
     cache_file = getattr(getattr(compiled, "_cache", None), "_cache_file", None)
     if hasattr(cache_file, "_source_stamp"):
@@ -88,6 +101,15 @@ def noise(key: Key, x: float, y: float) -> float:
     low = _lattice(key, i, j) * (1.0 - u) + _lattice(key, i + 1, j) * u
     high = _lattice(key, i, j + 1) * (1.0 - u) + _lattice(key, i + 1, j + 1) * u
     return 2.0 * (low * (1.0 - v) + high * v) - 1.0
+
+
+@kernel
+def choose(shares: NDArray[np.float64], chance: float) -> int:
+    """Return the first index whose cumulative share exceeds the chance."""
+    for index in range(len(shares)):
+        if chance < shares[index]:
+            return index
+    return len(shares) - 1
 
 
 @kernel

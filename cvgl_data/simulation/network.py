@@ -14,7 +14,7 @@ import numpy as np
 from numpy import uint64
 from numpy.typing import NDArray
 
-from cvgl_data.simulation.kernels import Key, Record, child, draw, kernel, mix, pick
+from cvgl_data.simulation.kernels import Key, Record, child, choose, draw, entry, kernel, mix, pick
 from cvgl_data.types import EARTH_CIRCUMFERENCE_M
 
 CELLS_AROUND = 44_000
@@ -120,19 +120,19 @@ def plan_region(seed: int, x: float, y: float, reach: float) -> Region:
     return Region(districts, row, col, float(x), float(y), mercator_scale(y))
 
 
-@kernel
+@entry
 def mercator_scale(y: float) -> float:
     """Return Mercator meters per true meter: 1 / cos(lat)."""
     return np.cosh(y * 2.0 * np.pi / EARTH_CIRCUMFERENCE_M)
 
 
-@kernel
+@entry
 def _plan(seed: Key, row: int, col: int, districts: NDArray[np.void]) -> None:
     world = mix(seed ^ uint64(0x51D5C0DE))
     for r in range(districts.shape[0]):
         for c in range(districts.shape[1]):
             key = child(child(world, (col + c) % CELLS_AROUND), row + r)
-            kind = np.searchsorted(_DISTRICT_SHARES, draw(key, 0) * _DISTRICT_SHARES[-1], side="right")
+            kind = choose(_DISTRICT_SHARES, draw(key, 0))
             x = (col + c + pick(key, 1, 0.25, 0.75)) * CELL
             y = (row + r + pick(key, 2, 0.25, 0.75)) * CELL
             angle = pick(key, 3, 0.0, np.pi / 2)
@@ -269,4 +269,4 @@ def block_key(d: Record, i: int, j: int) -> Key:
 @kernel
 def block_kind(d: Record, key: Key) -> int:
     """Return what a block is used for."""
-    return min(int(np.searchsorted(_BLOCK_SHARES[d.kind], draw(key, 0), side="right")), SPORT)
+    return choose(_BLOCK_SHARES[d.kind], draw(key, 0))

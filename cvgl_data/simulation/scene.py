@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cvgl_data.simulation.contents import add_district
-from cvgl_data.simulation.kernels import kernel
+from cvgl_data.simulation.kernels import entry, kernel
 from cvgl_data.simulation.network import Region, plan_region
 from cvgl_data.simulation.season import Conditions
 from cvgl_data.simulation.solids import CROWN, SOLID, Pen, hit_crown, hit_solid
@@ -84,7 +84,7 @@ def _build_index(
     return Index(low, cell, cells, lists[0], lists[1], lists[2], lists[3])
 
 
-@kernel
+@entry
 def _gather(
     region: Region,
     now: Conditions,
@@ -99,7 +99,7 @@ def _gather(
             add_district(Pen(region, row, col, solids, crowns, counts, reach_m), now, True)
 
 
-@kernel
+@entry
 def _sort_into_cells(
     solids: NDArray[np.void],
     crowns: NDArray[np.void],

@@ -1,6 +1,7 @@
 """Sample4Geo (ICCV 2023): one encoder for both views and a symmetric InfoNCE; its strength lies in what shares a batch.
 
-Differences from the published code: the logit scale is bounded and not decayed, and semi-positives may be left out of the loss.
+Differences from the published code: the logit scale is bounded and not decayed, and semi-positives may be left out of
+the loss.
 """
 
 from __future__ import annotations

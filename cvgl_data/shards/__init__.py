@@ -18,11 +18,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cvgl_data import card, geoparquet, schema
+from cvgl_data import schema
 from cvgl_data.errors import DatasetError, SchemaError
-from cvgl_data.readers.packed import MANIFEST
+from cvgl_data.readers.packed import MANIFEST, check_files, read_manifest
 from cvgl_data.recipe import DatasetRecipe, to_toml
-from cvgl_data.shard_files import TMP, ImageWriter, ShardFiles, entry
+from cvgl_data.shards import card, geoparquet
+from cvgl_data.shards.files import TMP, ImageWriter, ShardFiles, entry
 
 REFERENCES_PER_GROUP = 1000
 QUERIES_PER_GROUP = 64
@@ -58,11 +59,10 @@ def pack(
     complete.
 
     Args:
-        out: Dataset folder.
+        out: Dataset folder; its sub-folder ``data`` holds nothing else afterwards.
         recipe: The resolved recipe; saved beside the data.
         references: Batches of schema ``REFERENCES`` sorted by id; ``image`` is the Hub struct or plain binary; extra
-            columns are
-            ignored. Only one row group is held in memory.
+            columns are ignored. Only one row group is held in memory.
         queries: Batches of schema ``QUERIES`` likewise.
         pairs: Schema ``PAIRS``; rows are found anew by id. Pairs of queries that are in no split are left out.
         distance_map: Schema ``DISTANCE_MAP`` of these references in this order.
@@ -112,13 +112,14 @@ def export_arrow(dataset_dir: Path, out: Path) -> None:
         out: New folder, one sub-folder per table.
 
     Raises:
-        DatasetError: If ``out`` exists.
+        DatasetError: If ``out`` exists, or the dataset is incomplete or damaged.
     """
     import datasets
 
     if out.exists():
         raise DatasetError(f"'{out}' exists already; name another folder for the Arrow export")
-    manifest = json.loads((dataset_dir / MANIFEST).read_text(encoding="utf-8"))
+    manifest = read_manifest(dataset_dir)
+    check_files(dataset_dir, manifest)
     part = out.with_name(out.name + TMP)
     shutil.rmtree(part, ignore_errors=True)
     had_bars = not datasets.are_progress_bars_disabled()

@@ -74,11 +74,23 @@ def north_align(
         image = cv2.resize(image, (width, width // 2), interpolation=cv2.INTER_AREA)
         source_width = width
     shift = source_width * heading_deg / 360.0
-    is_level = pitch_deg == 0.0 and roll_deg == 0.0
-    if is_level and width == source_width and abs(shift - round(shift)) < 1e-9:
-        return np.roll(image, round(shift), axis=1)
+    if pitch_deg == 0.0 and roll_deg == 0.0 and width == source_width:
+        return _turn(image, shift)
     dtype = "float32" if image.dtype == np.uint8 else "float64"  # 1e-4 px is enough for 8 bits, and fast
     return _sample(image, _pose_map(width, source_width, heading_deg, pitch_deg, roll_deg, dtype))
+
+
+def _turn(image: Image, shift: float) -> Image:
+    """Move the columns of a level panorama to the right, round the seam; linear between whole columns."""
+    whole = round(shift)
+    if abs(shift - whole) < 1e-9:
+        return np.roll(image, whole, axis=1)
+    whole = math.floor(shift)
+    part = shift - whole
+    near, far = np.roll(image, whole, axis=1), np.roll(image, whole + 1, axis=1)
+    if image.dtype == np.uint8:
+        return np.asarray(cv2.addWeighted(near, 1.0 - part, far, part, 0.0))
+    return near * (1.0 - part) + far * part
 
 
 def from_views(views: Sequence[View | tuple[Image, float, float, float]], width: int, height: int) -> Image:

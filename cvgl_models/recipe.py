@@ -90,6 +90,8 @@ class AugmentRecipe:
     color: float = 0.5
     """Change brightness, contrast, saturation and hue of each view independently."""
     color_strength: float = 0.15
+    color_together: float = 0.0
+    """Change both views in the same way, with ``color_strength`` too; what they have in common stays so."""
     blur: float = 0.3
     """Blur or sharpen."""
     cut: float = 0.3

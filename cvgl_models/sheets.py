@@ -60,7 +60,7 @@ def contact_sheet(
     for line, query in enumerate(chosen):
         top = _GAP + line * (_SIDE + _BAR + _GAP)
         covering = set(rows[indptr[query] : indptr[query + 1]].tolist())
-        title = f"query {query_ids[query]}, rank {rank_Q[line] + 1}"
+        title = f"rank {rank_Q[line] + 1}, query {query_ids[query]}"
         _draw(sheet, dataset.images[query_ids[query]], title, (_GAP, top), (2 * _SIDE, _SIDE), _INK)
         shown = [int(facts.positives[query]), *(int(row) for row in found_QK[line] if row >= 0)]
         away_m = distance_m(*facts.query_lonlat[query], *facts.reference_lonlat[shown].T)

@@ -188,10 +188,12 @@ class Augment:
         turns_B = torch.randint(1, 4, (size,), generator=generator) * chance(recipe.rotate)
         batch = quarter_turn(batch, turns_B, self.query_view)
         batch = self._warped(batch, spread() * recipe.turn_deg, spread(2) * recipe.zoom, spread(2) * recipe.shift)
+        strength = recipe.color_strength * torch.tensor([1.0, 1.0, 1.0, 0.5])
+        together_B4 = spread(4) * strength * chance(recipe.color_together)[:, None]
         views = []
         for images in (batch.query, batch.reference):
-            strength = recipe.color_strength * torch.tensor([1.0, 1.0, 1.0, 0.5])
-            changed = jitter_color(images, spread(4) * strength * chance(recipe.color)[:, None])
+            alone_B4 = spread(4) * strength * chance(recipe.color)[:, None]
+            changed = jitter_color(images, together_B4 + alone_B4)
             changed = blur_or_sharpen(changed, spread() * chance(recipe.blur)) if recipe.blur else changed
             box_BK4 = torch.rand(size, recipe.cut_holes, 4, generator=generator)
             box_BK4[:, :, 0] *= images.shape[-1] / images.shape[-2]

@@ -8,11 +8,16 @@ import socket
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 # Set before anything imports datasets or huggingface_hub, which read them once.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ.pop("HF_TOKEN", None)
+
+# Deterministic, and free of time limits that only measure how busy the machine is.
+settings.register_profile("cvgl", deadline=None, derandomize=True)
+settings.load_profile("cvgl")
 
 _connect = socket.socket.connect
 

@@ -176,3 +176,16 @@ def test_nothing_to_augment_changes_nothing():
 def test_a_panorama_that_cannot_be_rolled_by_a_quarter():
     with pytest.raises(ValueError, match="multiple of 4"):
         quarter_turn(one_hot_batch(0, 0, 32, 66), torch.tensor([1]), "panorama")
+
+
+def test_colors_can_change_together():
+    images = torch.rand(5, 3, 16, 16)
+    batch = Batch(query=images, reference=images, uv=torch.zeros(5, 2), heading_deg=torch.zeros(5))
+    recipe = AugmentRecipe(flip=0, rotate=0, color=0, blur=0, cut=0, color_together=1.0)
+    together = Augment(recipe, "bev")(batch, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(together.query, together.reference)
+    assert (together.query - images).abs().mean() > 0.01
+    alone = Augment(AugmentRecipe(flip=0, rotate=0, color=1.0, blur=0, cut=0), "bev")(
+        batch, torch.Generator().manual_seed(0)
+    )
+    assert (alone.query - alone.reference).abs().mean() > 0.01

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cvgl_data.simulation import network, plots
 from cvgl_data.simulation.kernels import Color, Key, Record, child, draw, kernel, pick, shade
@@ -53,10 +54,10 @@ _PAINTS = np.array(
 
 
 @kernel
-def _choose(palette: Color, key: Key, index: int, spread: float) -> Color:
-    row = palette[int(draw(key, index) * len(palette))]  # type: ignore[index, arg-type]
-    light = pick(key, index + 1, -spread, spread)
-    return (row[0] + light, row[1] + light, row[2] + light)  # type: ignore[index]
+def _choose(palette: NDArray[np.float64], key: Key, spread: float) -> Color:
+    row = int(draw(key, 0) * len(palette))
+    light = pick(key, 1, -spread, spread)
+    return (palette[row, 0] + light, palette[row, 1] + light, palette[row, 2] + light)
 
 
 @kernel
@@ -89,7 +90,7 @@ def add_tree(pen: Pen, now: Conditions, d: Record, p: float, q: float, key: Key,
 @kernel
 def add_car(pen: Pen, d: Record, p: float, q: float, along_q: bool, key: Key) -> None:
     """Add a parked car, along columns or across them."""
-    paint = _choose(_PAINTS, key, 1, 8.0)
+    paint = _choose(_PAINTS, child(key, 1), 8.0)
     long, tall, back = pick(key, 3, 1.95, 2.35), pick(key, 4, 1.4, 1.75), pick(key, 5, -0.3, 0.3)
     half_p, half_q = (0.9, long) if along_q else (long, 0.9)
     if add_box(pen, d, p, q, half_p, half_q, (0.22, 0.85, 0.0), FLAT, VEHICLE, key, paint, paint):
@@ -124,8 +125,8 @@ def _add_block(pen: Pen, now: Conditions, d: Record, key: Key, p0: float, q0: fl
         for n in range(4 if kind == TOWERS else 3):
             f = plots.tower(key, n, width, height) if kind == TOWERS else plots.slab(key, n, width, height)
             part = child(key, 230 + n)
-            wall = _choose(_WALLS, part if kind == TOWERS else key, 10, 14.0)
-            top = _choose(_TOPS, part, 12, 14.0)
+            wall = _choose(_WALLS, child(part if kind == TOWERS else key, 10), 14.0)
+            top = _choose(_TOPS, child(part, 12), 14.0)
             if add_box(
                 pen, d, p0 + f.x, q0 + f.y, f.half_x, f.half_y, (0.0, f.height, 0.0), FLAT, BUILDING, part, wall, top
             ):
@@ -133,7 +134,7 @@ def _add_block(pen: Pen, now: Conditions, d: Record, key: Key, p0: float, q0: fl
         _add_grove(pen, now, d, key, p0, q0, width, height, 11.0 if kind == TOWERS else 9.0, 0.3)
     elif kind == WAREHOUSE:
         f = plots.warehouse(key, width, height)
-        wall, top = _choose(_WALLS, key, 10, 20.0), _choose(_TOPS, key, 12, 22.0)
+        wall, top = _choose(_WALLS, child(key, 10), 20.0), _choose(_TOPS, child(key, 12), 22.0)
         if add_box(
             pen, d, p0 + f.x, q0 + f.y, f.half_x, f.half_y, (0.0, f.height, 0.0), FLAT, BUILDING, key, wall, top
         ):
@@ -144,7 +145,7 @@ def _add_block(pen: Pen, now: Conditions, d: Record, key: Key, p0: float, q0: fl
             x, y = width * pick(box, 0, 0.05, 0.95), height * pick(box, 1, 0.1, 0.95)
             clear = abs(x - f.x) > f.half_x + 7.0 or abs(y - f.y) > f.half_y + 7.0
             if clear and y > f.y - f.half_y - 1.0 and draw(box, 2) < 0.7:
-                paint = _choose(_PAINTS, box, 3, 10.0)
+                paint = _choose(_PAINTS, child(box, 3), 10.0)
                 add_box(pen, d, p0 + x, q0 + y, 1.25, 3.0, (0.0, 2.6, 0.0), FLAT, FURNITURE, box, paint, paint)
     elif kind == PARKING:
         _add_parked(pen, now, d, key, p0, q0, width, height)
@@ -204,7 +205,7 @@ def _add_houses(
             q = q0 + k * size
             roof = GABLE if draw(lot, 50) < 0.6 else HIP
             rise = min(home.half_x, home.half_y) * pick(lot, 51, 0.45, 0.85)
-            wall, top = _choose(_WALLS, lot, 52, 16.0), _choose(_ROOFS, lot, 54, 16.0)
+            wall, top = _choose(_WALLS, child(lot, 52), 16.0), _choose(_ROOFS, child(lot, 54), 16.0)
             if add_box(
                 pen, d, street + inward * home.x, q + home.y, home.half_x, home.half_y,
                 (0.0, home.height, rise), roof, BUILDING, lot, wall, top,
@@ -241,8 +242,8 @@ def _add_rows(
                 continue
             p = p0 + home.x if side == 0 else p0 + width - home.x
             q = q0 + (k + 0.5) * size
-            wall = _choose(_WALLS, lot if draw(key, 39) < 0.6 else key, 52, 16.0)
-            top = _choose(_TOPS if flat else _ROOFS, lot if draw(lot, 48) < 0.4 else key, 54, 16.0)
+            wall = _choose(_WALLS, child(lot if draw(key, 39) < 0.6 else key, 52), 16.0)
+            top = _choose(_TOPS if flat else _ROOFS, child(lot if draw(lot, 48) < 0.4 else key, 54), 16.0)
             heights = (0.0, home.height, 0.0 if flat else 1.4)
             roof = FLAT if flat else HIP
             # HIP on a lone square would be a pyramid; long sides along the street make the row's ridge continuous.
@@ -329,7 +330,7 @@ def add_district(pen: Pen, now: Conditions, along_kerbs: bool) -> None:
                 pen, now, d, key, p0 + inset, q0 + inset, p1 - p0 - 2 * inset, q1 - q0 - 2 * inset
             )
             if along_kerbs:
-                _add_kerb(pen, now, d, west, key, 0, halves[0], p0, q0, q1)
-                _add_kerb(pen, now, d, east, key, 1, halves[1], p1, q0, q1)
-                _add_kerb(pen, now, d, south, key, 2, halves[2], q0, p0, p1)
-                _add_kerb(pen, now, d, north, key, 3, halves[3], q1, p0, p1)
+                streets, kerbs = (west, east, south, north), (p0, p1, q0, q1)
+                for side in range(4):
+                    start, stop = (q0, q1) if side < 2 else (p0, p1)
+                    _add_kerb(pen, now, d, streets[side], key, side, halves[side], kerbs[side], start, stop)

@@ -18,9 +18,21 @@ CARRIAGEWAY, WALK, INTERIOR, WATER = range(4)
 
 
 @kernel
-def ground_color(region: Region, now: Conditions, x: float, y: float) -> Color:
-    """Return the lit color of the ground at Mercator meters."""
-    r, c, r2, c2, edge = network.owner(region, x, y)
+def ground_color(region: Region, now: Conditions, x: float, y: float, home: int) -> Color:
+    """Return the lit color of the ground at Mercator meters.
+
+    Args:
+        region: Districts round the point.
+        now: Season.
+        x: Mercator meters.
+        y: Mercator meters.
+        home: Number (row by row) of the point's district where it is known to be far from the edge, else -1.
+    """
+    if home >= 0:
+        cols = region.districts.shape[1]
+        r, c, r2, c2, edge = home // cols, home % cols, home // cols, home % cols, np.inf
+    else:
+        r, c, r2, c2, edge = network.owner(region, x, y)
     d = region.districts[r, c]
     p, q = network.to_street_frame(d, x, y)
     on_edge = edge < ARTERIAL_HALF_M + ARTERIAL_WALK_M

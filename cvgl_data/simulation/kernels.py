@@ -35,6 +35,20 @@ def _stamp() -> tuple[str, int]:
 _STAMP = _stamp()
 
 
+def constant(value: int) -> int:
+    """Return a number that is no literal to numba, which otherwise compiles each function once per literal argument."""
+    return np.int64(value)  # type: ignore[return-value]
+
+
+def basic(signature: str) -> Callable[[F], F]:
+    """Compile a function that is called from everywhere, for one signature only (see `constant`)."""
+
+    def compile_it(function: F) -> F:
+        return _compile(function, signature, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+
+    return compile_it
+
+
 def kernel(function: F) -> F:
     """Compile a function that only other compiled functions call, cached on disk.
 
@@ -48,16 +62,19 @@ def entry(function: F) -> F:
     return _compile(function, nogil=True)
 
 
-def _compile(function: F, **options: Any) -> F:
+def _compile(function: F, *signature: str, **options: Any) -> F:
     compiled: Any = numba.njit(cache=True, _nrt=False, **options)(function)
     # Numba looks only at the file of the function itself; a changed callee in another file would leave its callers stale.
     cache_file = getattr(getattr(compiled, "_cache", None), "_cache_file", None)
     if hasattr(cache_file, "_source_stamp"):
         cache_file._source_stamp = _STAMP
+    if signature:
+        compiled.compile(*signature)
+        compiled.disable_compile()
     return compiled  # type: ignore[no-any-return]
 
 
-@kernel
+@basic("u8(u8)")
 def mix(key: Key) -> Key:
     """Scramble a key (the finalizer of SplitMix64)."""
     key = (key ^ (key >> uint64(30))) * uint64(0xBF58476D1CE4E5B9)
@@ -65,25 +82,25 @@ def mix(key: Key) -> Key:
     return key ^ (key >> uint64(31))
 
 
-@kernel
+@basic("u8(u8,i8)")
 def child(key: Key, index: int) -> Key:
     """Return the key of the index-th part of a thing; indices may be negative."""
     return mix(key + uint64(index) * uint64(0x9E3779B97F4A7C15) + uint64(0x632BE59BD9B4E019))
 
 
-@kernel
+@basic("f8(u8,i8)")
 def draw(key: Key, index: int) -> float:
     """Return the index-th property of a thing, uniform in [0, 1)."""
     return float(child(key, index) >> uint64(11)) * (1.0 / 9007199254740992.0)
 
 
-@kernel
+@basic("f8(u8,i8,f8,f8)")
 def pick(key: Key, index: int, low: float, high: float) -> float:
     """Return the index-th property of a thing, uniform in [low, high)."""
     return low + (high - low) * draw(key, index)
 
 
-@kernel
+@basic("f8(u8,i8,i8)")
 def _lattice(key: Key, column: int, row: int) -> float:
     # One multiplication instead of three: noise needs no more, and it is half the cost of a ground pixel.
     value = key ^ (uint64(column) * uint64(0x9E3779B97F4A7C15)) ^ (uint64(row) * uint64(0xC2B2AE3D27D4EB4F))
@@ -91,7 +108,7 @@ def _lattice(key: Key, column: int, row: int) -> float:
     return float(value >> uint64(40)) * (1.0 / 16777216.0)
 
 
-@kernel
+@basic("f8(u8,f8,f8)")
 def noise(key: Key, x: float, y: float) -> float:
     """Return smooth value noise in [-1, 1] with features of unit size."""
     column, row = np.floor(x), np.floor(y)
@@ -112,7 +129,7 @@ def choose(shares: NDArray[np.float64], chance: float) -> int:
     return len(shares) - 1
 
 
-@kernel
+@basic("UniTuple(f8,3)(UniTuple(f8,3),UniTuple(f8,3),f8)")
 def blend(first: Color, second: Color, share: float) -> Color:
     """Return a mixture with ``share`` of the second color."""
     rest = 1.0 - share
@@ -123,13 +140,13 @@ def blend(first: Color, second: Color, share: float) -> Color:
     )
 
 
-@kernel
+@basic("UniTuple(f8,3)(UniTuple(f8,3),f8)")
 def shade(color: Color, amount: float) -> Color:
     """Return a color with the same amount added to each channel."""
     return (color[0] + amount, color[1] + amount, color[2] + amount)
 
 
-@kernel
+@basic("UniTuple(f8,3)(UniTuple(f8,3),f8)")
 def scale(color: Color, factor: float) -> Color:
     """Return a color times a factor."""
     return (color[0] * factor, color[1] * factor, color[2] * factor)

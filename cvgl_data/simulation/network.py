@@ -176,7 +176,8 @@ def to_street_frame(d: Record, x: float, y: float) -> tuple[float, float]:
     """Return (p, q) of a point in Mercator meters."""
     dx, dy = (x - d.x) / d.scale, (y - d.y) / d.scale
     q = dy * d.cos - dx * d.sin
-    return dx * d.cos + dy * d.sin - d.bend_m * np.sin(d.bend_rate * q), q
+    p = dx * d.cos + dy * d.sin
+    return (p - d.bend_m * np.sin(d.bend_rate * q) if d.bend_m > 0.0 else p), q
 
 
 @kernel

@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 
 from cvgl_data.simulation import network, plots
 from cvgl_data.simulation.facades import crown_color, roof_color, shadowed
-from cvgl_data.simulation.ground import SHORE_M, ground_color
+from cvgl_data.simulation.ground import SHORE_M
 from cvgl_data.simulation.kernels import Color, entry, kernel
 from cvgl_data.simulation.network import Region
-from cvgl_data.simulation.scene import SHADOW_MARGIN_M, Scene, build_scene, cell_of, in_shadow
+from cvgl_data.simulation.scene import SHADOW_MARGIN_M, Scene, build_scene, cell_of, ground_at, in_shadow
 from cvgl_data.simulation.season import conditions
 from cvgl_data.simulation.solids import BUILDING, GROUND, VEGETATION, top_of
+from cvgl_data.simulation.world import World
 from cvgl_data.types import EARTH_CIRCUMFERENCE_M, BBox
 
 COARSE_M = 7.0
@@ -34,25 +35,49 @@ class OverheadLayers(NamedTuple):
     label: NDArray[np.uint8]
 
 
+def render_tile(
+    world: World, bounds: BBox, size_px: int = 256, *, date: datetime.date, shadows: bool = True
+) -> NDArray[np.uint8]:
+    """Render a square seen from straight above.
+
+    Args:
+        world: The world.
+        bounds: Edges in degrees of a square in Web Mercator, as of a `Tile` or `Window`.
+        size_px: Side of the image.
+        date: Decides on sun, plants and parked cars.
+        shadows: Whether the sun casts shadows.
+
+    Returns:
+        (size_px, size_px, 3) uint8, north up.
+
+    Raises:
+        ValueError: If the bounds are no square.
+    """
+    return trace_tile(world, bounds, size_px, date=date, shadows=shadows).image
+
+
 def trace_tile(
-    seed: int, bounds: BBox, size_px: int, *, date: datetime.date, shadows: bool = True
+    world: World, bounds: BBox, size_px: int = 256, *, date: datetime.date, shadows: bool = True
 ) -> OverheadLayers:
-    """Render a square seen from above, with labels; see `World.render_tile`."""
+    """Render as `render_tile` does, with labels."""
     x, y, reach, lat = _square(bounds)
     now = conditions(date, lat)
     image, label = np.zeros((size_px, size_px, 3), np.uint8), np.zeros((size_px, size_px), np.uint8)
     pixel_m = 2 * reach / size_px / network.mercator_scale(y)
     if pixel_m > SMOOTH_M:
-        _paint_districts(network.uint64(seed & 0xFFFFFFFFFFFFFFFF), x - reach, y + reach, 2 * reach / size_px, image)
+        _paint_districts(np.uint64(world.seed & 0xFFFFFFFFFFFFFFFF), x - reach, y + reach, 2 * reach / size_px, image)
         return OverheadLayers(image, np.full_like(label, GROUND))
     things = pixel_m < COARSE_M
-    scene = build_scene(seed, x, y, reach, now, things=things, margin_m=SHADOW_MARGIN_M if things else 0.0)
+    scene = build_scene(world.seed, x, y, reach, now, things=things, margin_m=SHADOW_MARGIN_M if things else 0.0)
     _paint_tile(scene, 2 * reach / size_px, shadows, SAMPLES, image, label)
     return OverheadLayers(image, label)
 
 
-def render_map(seed: int, bounds: BBox, size_px: int) -> NDArray[np.uint8]:
-    """Render a square as a street map; see `World.render_map`."""
+def render_map(world: World, bounds: BBox, size_px: int = 256) -> NDArray[np.uint8]:
+    """Render a square as a street map: roads, buildings, parks, water, land use; no labels.
+
+    Arguments, shape and errors are those of `render_tile`.
+    """
     x, y, reach, lat = _square(bounds)
     image = np.zeros((size_px, size_px, 3), np.uint8)
     pixel_m = 2 * reach / size_px / network.mercator_scale(y)
@@ -60,7 +85,7 @@ def render_map(seed: int, bounds: BBox, size_px: int) -> NDArray[np.uint8]:
         image[:] = (242, 239, 233)
         return image
     now = conditions(datetime.date(2000, 7, 1), lat)  # a map knows no date
-    scene = build_scene(seed, x, y, reach, now, things=pixel_m < COARSE_M, margin_m=2.0)
+    scene = build_scene(world.seed, x, y, reach, now, things=pixel_m < COARSE_M, margin_m=2.0)
     _paint_map(scene, 2 * reach / size_px, SAMPLES, image)
     return image
 
@@ -110,8 +135,7 @@ def _overhead_color(scene: Scene, e: float, n: float, shadows: bool) -> tuple[fl
     dark = shadows and in_shadow(scene, e, n, z + 0.01)
     label = GROUND
     if k < 0:
-        region = scene.region
-        color = ground_color(region, scene.now, region.x + e * region.scale, region.y + n * region.scale)
+        color = ground_at(scene, e, n)
     elif k < len(scene.solids):
         label = scene.solids[k].label
         color = roof_color(scene.solids[k], face, e, n, to_edge, scene.now.sun)

@@ -15,15 +15,16 @@ from numpy.typing import NDArray
 
 from cvgl_data.simulation import network
 from cvgl_data.simulation.facades import crown_color, face_normal, roof_color, shadowed, wall_color
-from cvgl_data.simulation.ground import ground_color
-from cvgl_data.simulation.kernels import Color, blend, entry, kernel, noise
-from cvgl_data.simulation.scene import Scene, build_scene, in_shadow
+from cvgl_data.simulation.kernels import Color, blend, constant, entry, kernel, noise
+from cvgl_data.simulation.scene import Scene, build_scene, ground_at, in_shadow
 from cvgl_data.simulation.season import conditions
 from cvgl_data.simulation.solids import GROUND, SKY, VEGETATION, hit_crown, hit_solid
+from cvgl_data.simulation.world import World
 
 VIEW_M = 260.0
 """Half the side of the square whose things are seen; beyond it there is haze."""
 HAZE_M = 900.0
+NOTHING = constant(-1)
 SECTORS = 1024
 """Directions by which things are listed, from near to far."""
 
@@ -63,8 +64,61 @@ def pose(heading_deg: float, pitch_deg: float, roll_deg: float) -> NDArray[np.fl
     return np.stack([right, forward, up])
 
 
+def render_panorama(
+    world: World,
+    lon: float,
+    lat: float,
+    *,
+    heading_deg: float = 0.0,
+    pitch_deg: float = 0.0,
+    roll_deg: float = 0.0,
+    date: datetime.date,
+    width: int = 2048,
+    camera_height_m: float = 2.5,
+    shadows: bool = True,
+) -> NDArray[np.uint8]:
+    """Render what a camera sees all round.
+
+    Args:
+        world: The world.
+        lon: Degrees.
+        lat: Degrees.
+        heading_deg: Bearing of the centre column, clockwise from north.
+        pitch_deg: How far the centre looks above the horizon.
+        roll_deg: How far the horizon is turned counter-clockwise in the image.
+        date: Decides on sun, plants and parked cars.
+        width: Pixels round the horizon, even.
+        camera_height_m: Height above the ground, which is flat.
+        shadows: Whether the sun casts shadows.
+
+    Returns:
+        (width / 2, width, 3) uint8, equirectangular.
+
+    Raises:
+        ValueError: If the width is odd or the camera is not above the ground.
+    """
+    return trace_panorama(
+        world,
+        lon,
+        lat,
+        heading_deg=heading_deg,
+        pitch_deg=pitch_deg,
+        roll_deg=roll_deg,
+        date=date,
+        width=width,
+        camera_height_m=camera_height_m,
+        shadows=shadows,
+    ).image
+
+
+def _quarter_steps(pixels: int, span: float, start: float) -> NDArray[np.float64]:
+    """Return (4 * pixels + 1, 2) sines and cosines of angles at every quarter of a pixel: rays take no others."""
+    angles = start + np.arange(4 * pixels + 1) * (span / (4 * pixels))
+    return np.stack([np.sin(angles), np.cos(angles)], axis=1)
+
+
 def trace_panorama(
-    seed: int,
+    world: World,
     lon: float,
     lat: float,
     *,
@@ -76,13 +130,17 @@ def trace_panorama(
     camera_height_m: float = 2.5,
     shadows: bool = True,
 ) -> PanoramaLayers:
-    """Render a panorama with its distances and labels; see `World.render_panorama`."""
+    """Render as `render_panorama` does, with distances and labels."""
+    if width < 2 or width % 2:
+        raise ValueError(f"width is {width}; a panorama needs an even number of pixels")
+    if not camera_height_m > 0.0:
+        raise ValueError(f"camera_height_m is {camera_height_m:g}; it must be above 0")
     x, y = network.mercator(lon, lat)
-    scene = build_scene(seed, x, y, VIEW_M * network.mercator_scale(y), conditions(date, lat))
+    scene = build_scene(world.seed, x, y, VIEW_M * network.mercator_scale(y), conditions(date, lat))
     count = len(scene.solids) + len(scene.crowns)
     near, steepest = np.zeros(count), np.zeros(count)
     angles = np.zeros((count, 2), np.int64)
-    _measure(scene, camera_height_m, near, steepest, angles)
+    _measure(scene, float(camera_height_m), near, steepest, angles)
     order = np.argsort(near, kind="stable")
     start, none = np.zeros(SECTORS + 2, np.int64), np.zeros(0, np.int64)
     _sort_into_sectors(order, angles, start, none)
@@ -98,7 +156,9 @@ def trace_panorama(
         scene,
         _Sectors(start[:-1], items, near, steepest, steepest_left),
         pose(heading_deg, pitch_deg, roll_deg),
-        camera_height_m,
+        _quarter_steps(width, 2 * math.pi, -math.pi),
+        _quarter_steps(width // 2, -math.pi, math.pi / 2),
+        float(camera_height_m),
         shadows,
         image,
         depth,
@@ -107,6 +167,14 @@ def trace_panorama(
         np.zeros(depth.shape, np.bool_),
     )
     return PanoramaLayers(image, depth, label)
+
+
+@kernel
+def _sector(e: float, n: float) -> int:
+    # Grows with the bearing as an angle does, at a fraction of the cost.
+    share = e / max(abs(e) + abs(n), 1e-300)
+    turn = 1.0 + share if n >= 0.0 else 3.0 - share
+    return min(int(turn * (SECTORS / 4)), SECTORS - 1)
 
 
 @entry
@@ -134,8 +202,10 @@ def _measure(
         else:
             steepest[k] = rise / (near[k] if rise > 0.0 else distance + reach)
             middle, half = np.arctan2(e, n), np.arcsin(reach / distance)
-            angles[k, 0] = int(np.floor((middle - half) * SECTORS / (2 * np.pi)))
-            angles[k, 1] = int(np.floor((middle + half) * SECTORS / (2 * np.pi)))
+            angles[k, 0] = _sector(np.sin(middle - half), np.cos(middle - half))
+            angles[k, 1] = _sector(np.sin(middle + half), np.cos(middle + half))
+            if angles[k, 1] < angles[k, 0]:
+                angles[k, 1] += SECTORS
 
 
 @entry
@@ -170,11 +240,11 @@ def _look_ahead(
 @kernel
 def _sky(scene: Scene, de: float, dn: float, du: float) -> Color:
     up = max(du, 0.0)
-    color = blend((206.0, 216.0, 226.0), (92.0, 142.0, 204.0), min(1.0, 1.5 * up) ** 0.7)
+    color = blend((206.0, 216.0, 226.0), (92.0, 142.0, 204.0), np.sqrt(min(1.0, 1.5 * up)))
     if up > 0.02:
         x, y = de / (up + 0.15), dn / (up + 0.15)
         key = scene.now.day
-        clouds = noise(key, x * 0.9, y * 0.9) + 0.5 * noise(key, x * 2.1, y * 2.1) + 0.25 * noise(key, x * 4.7, y * 4.7)
+        clouds = noise(key, x * 0.9, y * 0.9) + 0.5 * noise(key, x * 2.6, y * 2.6)
         color = blend(color, (240.0, 240.0, 240.0), min(max(clouds * 0.7 - 0.1, 0.0), 0.85) * min(1.0, up * 6.0))
     sun = scene.now.sun
     glow = max(0.0, de * sun[0] + dn * sun[1] + du * sun[2])
@@ -185,13 +255,13 @@ def _sky(scene: Scene, de: float, dn: float, du: float) -> Color:
 @kernel
 def _cast(
     scene: Scene, sectors: _Sectors, height: float, shadows: bool, de: float, dn: float, du: float, footprint: float
-) -> tuple[float, float, float, float, int, int]:
+) -> tuple[Color, float, int, int]:
     """Return color, distance, label, and number of the thing that a ray from the camera meets."""
     flat = max(np.sqrt(de * de + dn * dn), 1e-12)
     slope = du / flat
     best = height / -du if du < 0.0 else np.inf
-    hit, face = -1, -1
-    sector = int(np.floor(np.arctan2(de, dn) * SECTORS / (2 * np.pi))) % SECTORS
+    hit, face = NOTHING, NOTHING
+    sector = _sector(de, dn)
     for at in range(sectors.start[sector], sectors.start[sector + 1]):
         k = sectors.items[at]
         if sectors.near[k] > best * flat:
@@ -209,7 +279,7 @@ def _cast(
     haze = 1.0 - np.exp(-best / HAZE_M) if best > 30.0 else 0.0
     horizon = _sky(scene, de, dn, max(du, 0.0)) if hit < 0 and du >= 0.0 else (198.0, 206.0, 214.0)
     if hit < 0 and (du >= 0.0 or best > 4.0 * VIEW_M):
-        return horizon[0], horizon[1], horizon[2], np.inf if du >= 0.0 else best, SKY if du >= 0.0 else GROUND, -1
+        return horizon, np.inf if du >= 0.0 else best, SKY if du >= 0.0 else GROUND, -1
     e, n, z = best * de, best * dn, max(height + best * du, 0.0)
     if hit < 0:
         color = _ground(scene, e, n, footprint * best * best / height, de / flat, dn / flat)
@@ -236,20 +306,17 @@ def _cast(
     else:
         label = VEGETATION
         color = crown_color(scene.crowns[hit - len(scene.solids)], e, n, z, scene.now.sun, True)
-    color = blend(color, horizon, haze)
-    return color[0], color[1], color[2], best, label, hit
+    return blend(color, horizon, haze), best, label, hit
 
 
 @kernel
 def _ground(scene: Scene, e: float, n: float, length: float, ue: float, un: float) -> Color:
     # A far pixel covers meters of ground along the line of sight: average over its length.
-    region = scene.region
     count = min(max(int(length / 0.35), 1), 4)
     red, green, blue = 0.0, 0.0, 0.0
     for k in range(count):
         off = ((k + 0.5) / count - 0.5) * length
-        x, y = region.x + (e + off * ue) * region.scale, region.y + (n + off * un) * region.scale
-        color = ground_color(region, scene.now, x, y)
+        color = ground_at(scene, e + off * ue, n + off * un)
         red, green, blue = red + color[0], green + color[1], blue + color[2]
     return (red / count, green / count, blue / count)
 
@@ -259,6 +326,8 @@ def _paint(
     scene: Scene,
     sectors: _Sectors,
     axes: NDArray[np.float64],
+    azimuths: NDArray[np.float64],
+    elevations: NDArray[np.float64],
     height: float,
     shadows: bool,
     image: NDArray[np.uint8],
@@ -267,25 +336,44 @@ def _paint(
     things: NDArray[np.int32],
     rough: NDArray[np.bool_],
 ) -> None:
+    # Second pass: smooth only where it shows, at outlines of things and hard contrasts.
     rows, cols = depth.shape
+    for smooth in range(2):
+        for v in range(rows):
+            wide = _pixels_per_ray(v, rows)
+            for u in range(0, cols, wide):
+                if smooth == 0 or rough[v, u]:
+                    last = min(u + wide, cols)
+                    _paint_pixel(
+                        scene, sectors, axes, azimuths, elevations, height, shadows, smooth, v, u, last,
+                        image, depth, label, things,
+                    )  # fmt: skip
+        if smooth == 0:
+            _find_rough(image, things, rough)
+
+
+@kernel
+def _pixels_per_ray(v: int, rows: int) -> int:
+    # Towards the poles pixels get narrow; one ray for several keeps them about square.
+    across = np.cos(np.pi * (0.5 - (v + 0.5) / rows))
+    return 1 if across > 0.5 else (2 if across > 0.25 else (4 if across > 0.125 else 8))
+
+
+@kernel
+def _find_rough(image: NDArray[np.uint8], things: NDArray[np.int32], rough: NDArray[np.bool_]) -> None:
+    rows, cols = things.shape
     for v in range(rows):
-        for u in range(cols):
-            _paint_pixel(scene, sectors, axes, height, shadows, u, v, 1, image, depth, label, things)
-    # Smooth only where it shows: outlines of things and hard contrasts.
-    for v in range(rows):
-        for u in range(cols):
-            right, below = (u + 1) % cols, min(v + 1, rows - 1)
-            for other_v, other_u in ((v, right), (below, u)):
+        wide, below = _pixels_per_ray(v, rows), min(v + 1, rows - 1)
+        for u in range(0, cols, wide):
+            right = (u + wide) % cols
+            for k in range(2):
+                other_v, other_u = (v, right) if k == 0 else (below, u)
                 contrast = 0
                 for channel in range(3):
                     contrast += abs(int(image[v, u, channel]) - int(image[other_v, other_u, channel]))
-                if contrast > 60 or things[v, u] != things[other_v, other_u]:
+                if contrast > 70 or things[v, u] != things[other_v, other_u]:
                     rough[v, u] = True
-                    rough[other_v, other_u] = True
-    for v in range(rows):
-        for u in range(cols):
-            if rough[v, u]:
-                _paint_pixel(scene, sectors, axes, height, shadows, u, v, 2, image, depth, label, things)
+                    rough[other_v, other_u - other_u % _pixels_per_ray(other_v, rows)] = True
 
 
 @kernel
@@ -293,34 +381,40 @@ def _paint_pixel(
     scene: Scene,
     sectors: _Sectors,
     axes: NDArray[np.float64],
+    azimuths: NDArray[np.float64],
+    elevations: NDArray[np.float64],
     height: float,
     shadows: bool,
-    u: int,
+    smooth: int,
     v: int,
-    samples: int,
+    first: int,
+    last: int,
     image: NDArray[np.uint8],
     depth: NDArray[np.float32],
     label: NDArray[np.uint8],
     things: NDArray[np.int32],
 ) -> None:
-    rows, cols = depth.shape
+    """Paint the pixels first to last - 1 of a row: by a ray through their centre, or add two more around it."""
+    rows = depth.shape[0]
     red, green, blue = 0.0, 0.0, 0.0
-    for sv in range(samples):
-        elevation = np.pi * (0.5 - (v + (sv + 0.5) / samples) / rows)
-        flat, rise = np.cos(elevation), np.sin(elevation)
-        for su in range(samples):
-            azimuth = 2.0 * np.pi * ((u + (su + 0.5) / samples) / cols - 0.5)
-            a, b = flat * np.sin(azimuth), flat * np.cos(azimuth)
-            de = a * axes[0, 0] + b * axes[1, 0] + rise * axes[2, 0]
-            dn = a * axes[0, 1] + b * axes[1, 1] + rise * axes[2, 1]
-            du = a * axes[0, 2] + b * axes[1, 2] + rise * axes[2, 2]
-            r, g, b_, distance, what, thing = _cast(
-                scene, sectors, height, shadows, de, dn, du, np.pi / rows / samples
-            )
-            red, green, blue = red + r, green + g, blue + b_
-            if sv == 0 and su == 0 and samples == 1:
-                depth[v, u], label[v, u], things[v, u] = distance, what, thing
-    share = 1.0 / (samples * samples)
-    image[v, u, 0] = np.uint8(min(max(red * share + 0.5, 0.0), 255.0))
-    image[v, u, 1] = np.uint8(min(max(green * share + 0.5, 0.0), 255.0))
-    image[v, u, 2] = np.uint8(min(max(blue * share + 0.5, 0.0), 255.0))
+    if smooth == 1:
+        red, green, blue = float(image[v, first, 0]), float(image[v, first, 1]), float(image[v, first, 2])
+    for k in range(smooth + 1):
+        off = (2 * k - 1) * smooth
+        at_u, at_v = 2 * (first + last) + off * (last - first), 4 * v + 2 + off
+        rise, flat = elevations[at_v, 0], elevations[at_v, 1]
+        a, b = flat * azimuths[at_u, 0], flat * azimuths[at_u, 1]
+        de = a * axes[0, 0] + b * axes[1, 0] + rise * axes[2, 0]
+        dn = a * axes[0, 1] + b * axes[1, 1] + rise * axes[2, 1]
+        du = a * axes[0, 2] + b * axes[1, 2] + rise * axes[2, 2]
+        color, distance, what, thing = _cast(scene, sectors, height, shadows, de, dn, du, np.pi / rows)
+        red, green, blue = red + color[0], green + color[1], blue + color[2]
+        if smooth == 0:
+            depth[v, first:last] = distance
+            label[v, first:last] = what
+            things[v, first:last] = thing
+    share = 1.0 / (1 + 2 * smooth)
+    for u in range(first, last):
+        image[v, u, 0] = np.uint8(min(max(red * share + 0.5, 0.0), 255.0))
+        image[v, u, 1] = np.uint8(min(max(green * share + 0.5, 0.0), 255.0))
+        image[v, u, 2] = np.uint8(min(max(blue * share + 0.5, 0.0), 255.0))

@@ -9,17 +9,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cvgl_data.simulation.contents import add_district
-from cvgl_data.simulation.kernels import entry, kernel
-from cvgl_data.simulation.network import Region, plan_region
+from cvgl_data.simulation.ground import ground_color
+from cvgl_data.simulation.kernels import Color, entry, kernel
+from cvgl_data.simulation.network import Region, owner, plan_region
 from cvgl_data.simulation.season import Conditions
 from cvgl_data.simulation.solids import CROWN, SOLID, Pen, hit_crown, hit_solid
 
+FAR_FROM_EDGE_M = 40.0
+"""Farther than this from a district's edge, nothing of the edge is seen on the ground."""
 SHADOW_MARGIN_M = 170.0
 """How far beyond a picture's edge something may stand and still shade it: the highest roof at the lowest sun."""
 
 
 class Index(NamedTuple):
-    """Which things lie over, or can shade, each cell: items[start[cell]:start[cell + 1]], solids first, then crowns."""
+    """Which things lie over, or can shade, each cell: items[start[cell]:start[cell + 1]], solids first, then crowns.
+
+    ``home`` is the number of the district where a cell lies far from all edges, else -1.
+    """
 
     low: float
     cell: float
@@ -28,6 +34,7 @@ class Index(NamedTuple):
     over: NDArray[np.int64]
     shade_start: NDArray[np.int64]
     shade: NDArray[np.int64]
+    home: NDArray[np.int64]
 
 
 class Scene(NamedTuple):
@@ -63,11 +70,11 @@ def build_scene(
         _gather(region, now, solids, crowns, counts, reach_m)
         solids, crowns = np.zeros(counts[0], SOLID), np.zeros(counts[1], CROWN)
         _gather(region, now, solids, crowns, counts, reach_m)
-    return Scene(region, now, solids, crowns, _build_index(solids, crowns, now, reach / scale))
+    return Scene(region, now, solids, crowns, _build_index(region, solids, crowns, now, reach / scale))
 
 
 def _build_index(
-    solids: NDArray[np.void], crowns: NDArray[np.void], now: Conditions, reach_m: float
+    region: Region, solids: NDArray[np.void], crowns: NDArray[np.void], now: Conditions, reach_m: float
 ) -> Index:
     low = -reach_m
     cell = max(8.0, 2 * reach_m / 400)
@@ -81,7 +88,19 @@ def _build_index(
         items = np.zeros(start[-1], np.int64)
         _sort_into_cells(solids, crowns, now, low, cell, cells, with_shadow, start, items)
         lists += [start[:-1], items]
-    return Index(low, cell, cells, lists[0], lists[1], lists[2], lists[3])
+    home = np.zeros(cells * cells, np.int64)
+    _find_homes(region, low, cell, cells, home)
+    return Index(low, cell, cells, lists[0], lists[1], lists[2], lists[3], home)
+
+
+@entry
+def _find_homes(region: Region, low: float, cell: float, cells: int, home: NDArray[np.int64]) -> None:
+    for j in range(cells):
+        for i in range(cells):
+            x = region.x + (low + (i + 0.5) * cell) * region.scale
+            y = region.y + (low + (j + 0.5) * cell) * region.scale
+            r, c, _, _, edge = owner(region, x, y)
+            home[j * cells + i] = r * region.districts.shape[1] + c if edge > FAR_FROM_EDGE_M + cell else -1
 
 
 @entry
@@ -149,6 +168,15 @@ def cell_of(index: Index, e: float, n: float) -> int:
     if i < 0 or j < 0 or i >= index.cells or j >= index.cells:
         return -1
     return j * index.cells + i
+
+
+@kernel
+def ground_at(scene: Scene, e: float, n: float) -> Color:
+    """Return the lit color of the bare ground at a point of the region's frame."""
+    region = scene.region
+    cell = cell_of(scene.index, e, n)
+    home = scene.index.home[cell] if cell >= 0 else -1
+    return ground_color(region, scene.now, region.x + e * region.scale, region.y + n * region.scale, home)
 
 
 @kernel

@@ -8,13 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cvgl_data.simulation import network
-from cvgl_data.simulation.kernels import Color, Key, Record, kernel
+from cvgl_data.simulation.kernels import Color, Key, Record, constant, kernel
 from cvgl_data.simulation.network import Region
 
-SKY, GROUND, BUILDING, VEGETATION, VEHICLE, FURNITURE = range(6)
+SKY, GROUND, BUILDING, VEGETATION, VEHICLE, FURNITURE = map(constant, range(6))
 """What a pixel shows."""
 
-FLAT, GABLE, HIP = range(3)
+FLAT, GABLE, HIP = map(constant, range(3))
 
 SOLID = np.dtype(
     [

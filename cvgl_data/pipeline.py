@@ -23,7 +23,7 @@ from cvgl_data import fetch, neighbors, pairing, shards, splits
 from cvgl_data.dataset import open_dataset
 from cvgl_data.errors import FetchError, WorkspaceError
 from cvgl_data.http import Http
-from cvgl_data.planning import areas, windows_of, without_repeats
+from cvgl_data.planning import areas, check, windows_of, without_repeats
 from cvgl_data.readers.packed import MANIFEST
 from cvgl_data.recipe import DatasetRecipe, resolve, to_tables
 from cvgl_data.schema import FAILURES
@@ -87,6 +87,7 @@ def build(recipe: DatasetRecipe, out: Path, *, overwrite: bool = False, **settin
 @contextmanager
 def start(recipe: DatasetRecipe, out: Path, *, overwrite: bool = False, **settings: Any) -> Iterator[Build]:
     """Open the workspace of a recipe, new or begun, and yield the build; arguments as for `build`."""
+    check(recipe)
     with Workspace(out).open(to_tables(recipe), overwrite=overwrite) as workspace:
         yield Build(recipe, workspace, **settings)
 

@@ -8,12 +8,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from cvgl_data import splits
 from cvgl_data.aoi import AreaOfInterest
 from cvgl_data.errors import RecipeError
 from cvgl_data.geo import MAX_LAT_DEG
 from cvgl_data.grid import TileGrid, Windows
 from cvgl_data.recipe import AreaRecipe, DatasetRecipe
-from cvgl_data.sources import open_imagery
+from cvgl_data.selection import read_pano_ids
+from cvgl_data.sources import open_imagery, open_panoramas
 from cvgl_data.types import BBox, ImagerySource
 
 
@@ -45,6 +47,24 @@ def plan(recipe: DatasetRecipe) -> list[AreaPlan]:
             for area in areas(recipe)
             for windows in [windows_of(recipe, area, imagery)]
         ]
+
+
+def check(recipe: DatasetRecipe) -> None:
+    """Raise now what would otherwise end a build after hours: unknown names, missing files, impossible areas and splits.
+
+    Raises:
+        CvglError: Naming what is wrong.
+    """
+    found = areas(recipe)
+    splits.check(recipe.split, {area.name for area in found})
+    if recipe.panoramas.pano_ids:
+        read_pano_ids(recipe.panoramas.pano_ids)
+    imagery = open_imagery(recipe.imagery.source, recipe.imagery.options, workers=1)
+    with closing(imagery):
+        TileGrid(recipe.grid.zoom, recipe.grid.size, recipe.grid.overlap)
+        if not recipe.areas:
+            windows_of(recipe, found[0], imagery)
+    open_panoramas(recipe.panoramas.source, recipe.panoramas.options, workers=1).close()
 
 
 def areas(recipe: DatasetRecipe) -> list[AreaOfInterest]:

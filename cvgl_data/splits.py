@@ -6,6 +6,7 @@ import hashlib
 import logging
 from collections import defaultdict
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 
 import numpy as np
 import pyarrow as pa
@@ -66,7 +67,7 @@ def split(queries: pa.Table, pairs: pa.Table, references: pa.Table, recipe: Spli
     Raises:
         RecipeError: If the protocol or a test area is unknown, or a number is out of range.
     """
-    _check(recipe, queries, references)
+    check(recipe, {*queries["area"].to_pylist(), *references["area"].to_pylist()})
     num = queries.num_rows
     positive = np.full(num, -1, np.int64)
     is_positive = pc.equal(pairs["relation"], POSITIVE)
@@ -89,7 +90,12 @@ def split(queries: pa.Table, pairs: pa.Table, references: pa.Table, recipe: Spli
     return pa.table([queries["query_id"].cast(pa.string()), pa.array(names[side]), pa.array(reason)], schema=SCHEMA)
 
 
-def _check(recipe: SplitRecipe, queries: pa.Table, references: pa.Table) -> None:
+def check(recipe: SplitRecipe, areas: AbstractSet[str]) -> None:
+    """Raise unless areas of these names can be split as the recipe says.
+
+    Raises:
+        RecipeError: If the protocol or a test area is unknown, or a number is out of range.
+    """
     if recipe.protocol not in PROTOCOLS:
         raise RecipeError(
             f"recipe key 'split.protocol': '{recipe.protocol}' is unknown{did_you_mean(recipe.protocol, PROTOCOLS)}"
@@ -100,14 +106,13 @@ def _check(recipe: SplitRecipe, queries: pa.Table, references: pa.Table) -> None
     if not recipe.block_m > 0:
         raise RecipeError(f"recipe key 'split.block_m' is {recipe.block_m}; it must be above 0")
     if recipe.protocol == "cross-area":
-        areas = {*queries["area"].to_pylist(), *references["area"].to_pylist()}
         if not recipe.test_areas:
             raise RecipeError("recipe key 'split.test_areas' is empty; cross-area needs an area to test in")
         for name in recipe.test_areas:
             if name not in areas:
                 hint = did_you_mean(name, areas)
                 raise RecipeError(f"recipe key 'split.test_areas': no area is called '{name}'{hint}")
-        if areas <= set(recipe.test_areas):
+        if set(recipe.test_areas) >= areas:
             raise RecipeError(
                 "recipe key 'split.test_areas' names every area, so none is left to train in; "
                 "add an area or set split.protocol to 'none'"

@@ -13,6 +13,7 @@ from cvgl_data.simulation.solids import (
     FLAT,
     FURNITURE,
     GABLE,
+    GABLE_ALONG,
     HIP,
     VEGETATION,
     VEHICLE,
@@ -28,7 +29,14 @@ SLABS, PARK, PARKING = network.SLABS, network.PARK, network.PARKING
 _WALLS = np.array(
     [
         *[(150, 82, 62), (172, 108, 78), (128, 70, 58), (198, 186, 160), (222, 212, 190), (206, 170, 128)],
-        *[(176, 180, 178), (146, 150, 152), (214, 200, 132), (188, 148, 140), (132, 150, 168), (228, 226, 220)],
+        *[
+            (176, 180, 178),
+            (146, 150, 152),
+            (214, 200, 132),
+            (188, 148, 140),
+            (132, 150, 168),
+            (228, 226, 220),
+        ],
         *[(150, 164, 140), (104, 108, 116)],
     ],
     np.float64,
@@ -41,7 +49,15 @@ _ROOFS = np.array(
     np.float64,
 )
 _TOPS = np.array(
-    [(168, 164, 156), (142, 140, 136), (208, 206, 200), (108, 106, 104), (128, 118, 108), (118, 134, 96), (184, 172, 150)],
+    [
+        (168, 164, 156),
+        (142, 140, 136),
+        (208, 206, 200),
+        (108, 106, 104),
+        (128, 118, 108),
+        (118, 134, 96),
+        (184, 172, 150),
+    ],
     np.float64,
 )
 _PAINTS = np.array(
@@ -97,7 +113,20 @@ def add_car(pen: Pen, d: Record, p: float, q: float, along_q: bool, key: Key) ->
         half_p, half_q = (0.78, 0.58 * long) if along_q else (0.58 * long, 0.78)
         at_p, at_q = (p, q + back) if along_q else (p + back, q)
         glass = (46.0, 54.0, 62.0)
-        add_box(pen, d, at_p, at_q, half_p, half_q, (0.85, tall, 0.0), FLAT, VEHICLE, key, glass, shade(paint, 6.0))
+        add_box(
+            pen,
+            d,
+            at_p,
+            at_q,
+            half_p,
+            half_q,
+            (0.85, tall, 0.0),
+            FLAT,
+            VEHICLE,
+            key,
+            glass,
+            shade(paint, 6.0),
+        )
 
 
 @kernel
@@ -115,7 +144,9 @@ def _add_roof_units(pen: Pen, d: Record, p: float, q: float, f: plots.Footprint,
 
 
 @kernel
-def _add_block(pen: Pen, now: Conditions, d: Record, key: Key, p0: float, q0: float, width: float, height: float) -> None:
+def _add_block(
+    pen: Pen, now: Conditions, d: Record, key: Key, p0: float, q0: float, width: float, height: float
+) -> None:
     kind = network.block_kind(d, key)
     if kind == HOUSES:
         _add_houses(pen, now, d, key, p0, q0, width, height)
@@ -128,7 +159,18 @@ def _add_block(pen: Pen, now: Conditions, d: Record, key: Key, p0: float, q0: fl
             wall = _choose(_WALLS, child(part if kind == TOWERS else key, 10), 14.0)
             top = _choose(_TOPS, child(part, 12), 14.0)
             if add_box(
-                pen, d, p0 + f.x, q0 + f.y, f.half_x, f.half_y, (0.0, f.height, 0.0), FLAT, BUILDING, part, wall, top
+                pen,
+                d,
+                p0 + f.x,
+                q0 + f.y,
+                f.half_x,
+                f.half_y,
+                (0.0, f.height, 0.0),
+                FLAT,
+                BUILDING,
+                part,
+                wall,
+                top,
             ):
                 _add_roof_units(pen, d, p0 + f.x, q0 + f.y, f, part)
         _add_grove(pen, now, d, key, p0, q0, width, height, 11.0 if kind == TOWERS else 9.0, 0.3)
@@ -136,7 +178,18 @@ def _add_block(pen: Pen, now: Conditions, d: Record, key: Key, p0: float, q0: fl
         f = plots.warehouse(key, width, height)
         wall, top = _choose(_WALLS, child(key, 10), 20.0), _choose(_TOPS, child(key, 12), 22.0)
         if add_box(
-            pen, d, p0 + f.x, q0 + f.y, f.half_x, f.half_y, (0.0, f.height, 0.0), FLAT, BUILDING, key, wall, top
+            pen,
+            d,
+            p0 + f.x,
+            q0 + f.y,
+            f.half_x,
+            f.half_y,
+            (0.0, f.height, 0.0),
+            FLAT,
+            BUILDING,
+            key,
+            wall,
+            top,
         ):
             _add_roof_units(pen, d, p0 + f.x, q0 + f.y, f, key)
         _add_parked(pen, now, d, key, p0, q0, width, f.y - f.half_y - 2.0)
@@ -146,7 +199,9 @@ def _add_block(pen: Pen, now: Conditions, d: Record, key: Key, p0: float, q0: fl
             clear = abs(x - f.x) > f.half_x + 7.0 or abs(y - f.y) > f.half_y + 7.0
             if clear and y > f.y - f.half_y - 1.0 and draw(box, 2) < 0.7:
                 paint = _choose(_PAINTS, child(box, 3), 10.0)
-                add_box(pen, d, p0 + x, q0 + y, 1.25, 3.0, (0.0, 2.6, 0.0), FLAT, FURNITURE, box, paint, paint)
+                add_box(
+                    pen, d, p0 + x, q0 + y, 1.25, 3.0, (0.0, 2.6, 0.0), FLAT, FURNITURE, box, paint, paint
+                )
     elif kind == PARKING:
         _add_parked(pen, now, d, key, p0, q0, width, height)
     elif kind == PARK:
@@ -155,7 +210,16 @@ def _add_block(pen: Pen, now: Conditions, d: Record, key: Key, p0: float, q0: fl
 
 @kernel
 def _add_grove(
-    pen: Pen, now: Conditions, d: Record, key: Key, p0: float, q0: float, width: float, height: float, step: float, share: float
+    pen: Pen,
+    now: Conditions,
+    d: Record,
+    key: Key,
+    p0: float,
+    q0: float,
+    width: float,
+    height: float,
+    step: float,
+    share: float,
 ) -> None:
     kind = network.block_kind(d, key)
     lake = plots.pond(key, width, height)
@@ -168,7 +232,11 @@ def _add_grove(
             clear = True
             if kind == TOWERS or kind == SLABS:
                 for n in range(4 if kind == TOWERS else 3):
-                    f = plots.tower(key, n, width, height) if kind == TOWERS else plots.slab(key, n, width, height)
+                    f = (
+                        plots.tower(key, n, width, height)
+                        if kind == TOWERS
+                        else plots.slab(key, n, width, height)
+                    )
                     if abs(x - f.x) < f.half_x + 3.5 and abs(y - f.y) < f.half_y + 3.5:
                         clear = False
             elif lake.half_x > 0.0:
@@ -224,7 +292,15 @@ def _add_houses(
                     back = home.x + home.half_x
                     u = 2.0 if n == 0 else pick(tree, 21, back + 2.5, max(back + 2.6, depth - 1.0))
                     v = size * pick(tree, 22, 0.4, 0.9)
-                    add_tree(pen, now, d, street + inward * u, q + v, tree, 0.7 if n == 0 else pick(tree, 23, 0.6, 1.4))
+                    add_tree(
+                        pen,
+                        now,
+                        d,
+                        street + inward * u,
+                        q + v,
+                        tree,
+                        0.7 if n == 0 else pick(tree, 23, 0.6, 1.4),
+                    )
 
 
 @kernel
@@ -244,24 +320,53 @@ def _add_rows(
             q = q0 + (k + 0.5) * size
             wall = _choose(_WALLS, child(lot if draw(key, 39) < 0.6 else key, 52), 16.0)
             top = _choose(_TOPS if flat else _ROOFS, child(lot if draw(lot, 48) < 0.4 else key, 54), 16.0)
-            heights = (0.0, home.height, 0.0 if flat else 1.4)
-            roof = FLAT if flat else HIP
-            # HIP on a lone square would be a pyramid; long sides along the street make the row's ridge continuous.
-            add_box(pen, d, p, q, home.half_x, home.half_y, heights, roof, BUILDING, lot, wall, top)
-            if not flat and draw(lot, 49) < 0.7:
-                stack = (126.0, 78.0, 62.0)
-                at = home.height + 2.2
-                add_box(pen, d, p, q + home.half_y - 0.5, 0.7, 0.3, (0.0, at, 0.0), FLAT, BUILDING, child(lot, 1), stack, stack)
+            heights = (0.0, home.height, 0.0 if flat else 2.4)
+            roof = FLAT if flat else GABLE_ALONG
+            stands = add_box(pen, d, p, q, home.half_x, home.half_y, heights, roof, BUILDING, lot, wall, top)
+            if stands and not flat and draw(lot, 49) < 0.7:
+                brick = (126.0, 78.0, 62.0)
+                stack = (home.height, home.height + 2.2, 0.0)
+                add_box(
+                    pen,
+                    d,
+                    p,
+                    q + home.half_y - 0.5,
+                    0.7,
+                    0.3,
+                    stack,
+                    FLAT,
+                    BUILDING,
+                    child(lot, 1),
+                    brick,
+                    brick,
+                )
             tree = child(lot, 58)
             room = width / 2 - home.x - home.half_x
             if room > 5.0 and draw(tree, 20) < 0.35:
                 away = home.x + home.half_x + room * pick(tree, 21, 0.5, 0.9)
-                add_tree(pen, now, d, p0 + away if side == 0 else p0 + width - away, q, tree, pick(tree, 23, 0.5, 1.1))
+                add_tree(
+                    pen,
+                    now,
+                    d,
+                    p0 + away if side == 0 else p0 + width - away,
+                    q,
+                    tree,
+                    pick(tree, 23, 0.5, 1.1),
+                )
 
 
 @kernel
 def _add_kerb(
-    pen: Pen, now: Conditions, d: Record, street: Key, block: Key, side: int, half: float, kerb: float, start: float, stop: float
+    pen: Pen,
+    now: Conditions,
+    d: Record,
+    street: Key,
+    block: Key,
+    side: int,
+    half: float,
+    kerb: float,
+    start: float,
+    stop: float,
 ) -> None:
     outward = -1.0 if side % 2 == 0 else 1.0
     along_q = side < 2
@@ -326,9 +431,7 @@ def add_district(pen: Pen, now: Conditions, along_kerbs: bool) -> None:
             )
             p0, p1, q0, q1 = left + halves[0], right - halves[1], bottom + halves[2], top - halves[3]
             key = network.block_key(d, i, j)
-            _add_block(
-                pen, now, d, key, p0 + inset, q0 + inset, p1 - p0 - 2 * inset, q1 - q0 - 2 * inset
-            )
+            _add_block(pen, now, d, key, p0 + inset, q0 + inset, p1 - p0 - 2 * inset, q1 - q0 - 2 * inset)
             if along_kerbs:
                 streets, kerbs = (west, east, south, north), (p0, p1, q0, q1)
                 for side in range(4):

@@ -5,7 +5,19 @@ from __future__ import annotations
 import numpy as np
 
 from cvgl_data.simulation import network, plots, surfaces
-from cvgl_data.simulation.kernels import Color, Key, Record, blend, child, draw, kernel, mix, noise, pick, shade
+from cvgl_data.simulation.kernels import (
+    Color,
+    Key,
+    Record,
+    blend,
+    child,
+    draw,
+    kernel,
+    mix,
+    noise,
+    pick,
+    shade,
+)
 from cvgl_data.simulation.network import ARTERIAL_HALF_M, ARTERIAL_WALK_M, Block, Region
 from cvgl_data.simulation.season import Conditions
 
@@ -52,7 +64,11 @@ def ground_color(region: Region, now: Conditions, x: float, y: float, home: int)
         return _edge_color(d, region.districts[r2, c2], x, y, edge)
     kerb = min(across, along)
     if kerb < d.walk + d.verge:
-        key = network.column_key(d, b.i + (west > east)) if across < along else network.row_key(d, b.i, b.j + (south > north))
+        key = (
+            network.column_key(d, b.i + (west > east))
+            if across < along
+            else network.row_key(d, b.i, b.j + (south > north))
+        )
         t = q if across < along else p
         if kerb < 0.22:
             return (172.0 + d.tone, 170.0 + d.tone, 164.0 + d.tone)
@@ -102,7 +118,9 @@ def _street_color(d: Record, b: Block, p: float, q: float, across: float, along:
 
 
 @kernel
-def block_color(d: Record, key: Key, now: Conditions, x: float, y: float, width: float, height: float) -> Color:
+def block_color(
+    d: Record, key: Key, now: Conditions, x: float, y: float, width: float, height: float
+) -> Color:
     """Return the ground inside a block, in block coordinates (see `plots`)."""
     kind = network.block_kind(d, key)
     if kind == HOUSES:
@@ -211,7 +229,11 @@ def _stalls(key: Key, x: float, y: float) -> Color:
     color = surfaces.asphalt(child(key, int(np.floor(x / 40.0))), x, y % 9.0 - 4.5)
     _, into, is_stall = plots.stall_row(y)
     if is_stall:
-        if x % plots.STALL_M < 0.12 or abs(into - 5.2) < 0.05 or abs(into - plots.AISLE_PERIOD_M + 5.2) < 0.05:
+        if (
+            x % plots.STALL_M < 0.12
+            or abs(into - 5.2) < 0.05
+            or abs(into - plots.AISLE_PERIOD_M + 5.2) < 0.05
+        ):
             return surfaces.PAINT
     elif abs(into - plots.AISLE_PERIOD_M / 2) < 0.08 and x % 4.0 < 1.6:
         return surfaces.PAINT
@@ -238,9 +260,7 @@ def _pitch(key: Key, now: Conditions, x: float, y: float, width: float, height: 
 
 
 @kernel
-def _park(
-    key: Key, now: Conditions, x: float, y: float, width: float, height: float, estate: bool
-) -> Color:
+def _park(key: Key, now: Conditions, x: float, y: float, width: float, height: float, estate: bool) -> Color:
     lake = plots.pond(key, width, height)
     if not estate and lake.half_x > 0.0:
         inside = ((x - lake.x) / lake.half_x) ** 2 + ((y - lake.y) / lake.half_y) ** 2

@@ -245,7 +245,9 @@ def _sky(scene: Scene, de: float, dn: float, du: float) -> Color:
         x, y = de / (up + 0.15), dn / (up + 0.15)
         key = scene.now.day
         clouds = noise(key, x * 0.9, y * 0.9) + 0.5 * noise(key, x * 2.6, y * 2.6)
-        color = blend(color, (240.0, 240.0, 240.0), min(max(clouds * 0.7 - 0.1, 0.0), 0.85) * min(1.0, up * 6.0))
+        color = blend(
+            color, (240.0, 240.0, 240.0), min(max(clouds * 0.7 - 0.1, 0.0), 0.85) * min(1.0, up * 6.0)
+        )
     sun = scene.now.sun
     glow = max(0.0, de * sun[0] + dn * sun[1] + du * sun[2])
     color = blend(color, (255.0, 246.0, 220.0), 0.6 * glow**24)
@@ -254,7 +256,14 @@ def _sky(scene: Scene, de: float, dn: float, du: float) -> Color:
 
 @kernel
 def _cast(
-    scene: Scene, sectors: _Sectors, height: float, shadows: bool, de: float, dn: float, du: float, footprint: float
+    scene: Scene,
+    sectors: _Sectors,
+    height: float,
+    shadows: bool,
+    de: float,
+    dn: float,
+    du: float,
+    footprint: float,
 ) -> tuple[Color, float, int, int]:
     """Return color, distance, label, and number of the thing that a ray from the camera meets."""
     flat = max(np.sqrt(de * de + dn * dn), 1e-12)

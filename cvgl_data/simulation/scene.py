@@ -48,7 +48,14 @@ class Scene(NamedTuple):
 
 
 def build_scene(
-    seed: int, x: float, y: float, reach: float, now: Conditions, *, things: bool = True, margin_m: float = 0.0
+    seed: int,
+    x: float,
+    y: float,
+    reach: float,
+    now: Conditions,
+    *,
+    things: bool = True,
+    margin_m: float = 0.0,
 ) -> Scene:
     """Gather a square.
 

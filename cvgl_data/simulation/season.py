@@ -39,7 +39,11 @@ def conditions(date: datetime.date, lat: float) -> Conditions:
     dry = max(0.0, 0.55 - warmth)
     lawn = (88 + 55 * dry + 12 * warmth, 116 - 8 * dry, 58 + 25 * dry)
     return Conditions(
-        uint64(date.toordinal()), sun_direction(date, lat), lawn, min(1.0, max(0.15, 2.2 * warmth - 0.2)), fall
+        uint64(date.toordinal()),
+        sun_direction(date, lat),
+        lawn,
+        min(1.0, max(0.15, 2.2 * warmth - 0.2)),
+        fall,
     )
 
 
@@ -49,7 +53,9 @@ def sun_direction(date: datetime.date, lat: float) -> tuple[float, float, float]
     declination = math.radians(-23.44 * math.cos(2 * math.pi * (day_of_year + 10) / 365.25))
     hour_angle, phi = math.radians(15.0 * (SOLAR_HOUR - 12.0)), math.radians(lat)
     east = -math.cos(declination) * math.sin(hour_angle)
-    north = math.cos(phi) * math.sin(declination) - math.sin(phi) * math.cos(declination) * math.cos(hour_angle)
+    north = math.cos(phi) * math.sin(declination) - math.sin(phi) * math.cos(declination) * math.cos(
+        hour_angle
+    )
     up = math.sin(phi) * math.sin(declination) + math.cos(phi) * math.cos(declination) * math.cos(hour_angle)
     elevation = max(math.asin(up), math.radians(MIN_SUN_ELEVATION_DEG))
     azimuth = math.atan2(east, north)

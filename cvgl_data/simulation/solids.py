@@ -8,13 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cvgl_data.simulation import network
-from cvgl_data.simulation.kernels import Color, Key, Record, constant, kernel
+from cvgl_data.simulation.kernels import Color, Key, Record, constant, kernel, noise
 from cvgl_data.simulation.network import Region
 
 SKY, GROUND, BUILDING, VEGETATION, VEHICLE, FURNITURE = map(constant, range(6))
 """What a pixel shows."""
 
-FLAT, GABLE, HIP = map(constant, range(3))
+FLAT, GABLE, HIP, GABLE_ALONG = map(constant, range(4))
+"""Roofs; ridges run along the longer side, those of ``GABLE_ALONG`` along columns."""
 
 SOLID = np.dtype(
     [
@@ -25,7 +26,7 @@ SOLID = np.dtype(
         *[(name, np.float64) for name in ("wall_r", "wall_g", "wall_b", "roof_r", "roof_g", "roof_b")],
     ]
 )
-"""Centre (e, n) and unit vector of the longer axis in the region's frame, half sizes, heights: all in true meters."""
+"""Centre (e, n) and unit vector of the own x axis, along the ridge, in the region's frame, half sizes, heights: all in true meters."""
 
 CROWN = np.dtype(
     [
@@ -58,7 +59,9 @@ def is_free(pen: Pen, d: Record, p: float, q: float) -> bool:
     """Return whether (p, q) lies in the district itself and off the arterial round it."""
     x, y = network.from_street_frame(d, p, q)
     row, col, _, _, edge = network.owner(pen.region, x, y)
-    return row == pen.row and col == pen.col and edge > network.ARTERIAL_HALF_M + network.ARTERIAL_WALK_M + 0.3
+    return (
+        row == pen.row and col == pen.col and edge > network.ARTERIAL_HALF_M + network.ARTERIAL_WALK_M + 0.3
+    )
 
 
 @kernel
@@ -86,7 +89,7 @@ def add_box(
         half_p: Half size across columns in meters.
         half_q: Half size along columns in meters.
         heights: Bottom, eaves, and rise of the roof above the eaves in meters.
-        roof: One of FLAT, GABLE, HIP; ridges run along the longer side.
+        roof: One of FLAT, GABLE, HIP, GABLE_ALONG.
         label: What it is.
         key: Key of its facade.
         wall: Color of the walls.
@@ -114,8 +117,9 @@ def add_box(
         return True
     along_e, along_n = network.column_direction(d, q)
     s = pen.solids[at]
-    s.key, s.label, s.roof, s.e, s.n, s.reach = key, label, roof, e, n, reach
-    if half_p >= half_q:
+    s.key, s.label, s.e, s.n, s.reach = key, label, e, n, reach
+    s.roof = GABLE if roof == GABLE_ALONG else roof
+    if half_p >= half_q and roof != GABLE_ALONG:
         s.ux, s.uy, s.a, s.b = along_n, -along_e, half_p, half_q
     else:
         s.ux, s.uy, s.a, s.b = along_e, along_n, half_q, half_p
@@ -146,9 +150,7 @@ def add_crown(
 
 
 @kernel
-def hit_solid(
-    s: Record, e: float, n: float, z: float, de: float, dn: float, dz: float
-) -> tuple[float, int]:
+def hit_solid(s: Record, e: float, n: float, z: float, de: float, dn: float, dz: float) -> tuple[float, int]:
     """Return the distance along a ray at which it enters a solid, and the face; negative distance: it does not.
 
     Faces: 0 to 3 the walls (+x, -x, +y, -y of the solid's own axes), 4 a flat top, 5 to 8 the slopes that rise from these
@@ -194,9 +196,7 @@ def hit_solid(
 
 
 @kernel
-def hit_crown(
-    t: Record, e: float, n: float, z: float, de: float, dn: float, dz: float
-) -> float:
+def hit_crown(t: Record, e: float, n: float, z: float, de: float, dn: float, dz: float) -> float:
     """Return the distance along a ray at which it enters a crown; negative: it does not, or starts inside."""
     x, y, h = (e - t.e) / t.radius, (n - t.n) / t.radius, (z - t.z) / t.half_z
     dx, dy, dh = de / t.radius, dn / t.radius, dz / t.half_z
@@ -204,7 +204,11 @@ def hit_crown(
     root = half * half - square * rest
     if root < 0.0 or rest < 0.0 or half > 0.0:
         return -1.0
-    return (-half - np.sqrt(root)) / square
+    distance = (-half - np.sqrt(root)) / square
+    # Near the outline rays slip between the leaves.
+    u, v, w = x + distance * dx, y + distance * dy, h + distance * dh
+    clumps = noise(t.key, 5.0 * u + 2.0 * w, 5.0 * v - 3.0 * w)
+    return distance if root / square > 0.10 + 0.16 * clumps else -1.0
 
 
 @kernel

@@ -142,7 +142,15 @@ def _list_stations(region: Region, reach: float, every_m: float, found: NDArray[
 
 @kernel
 def _list_arterial(
-    region: Region, row: int, col: int, r: int, c: int, reach: float, every_m: float, found: NDArray[np.float64], count: int
+    region: Region,
+    row: int,
+    col: int,
+    r: int,
+    c: int,
+    reach: float,
+    every_m: float,
+    found: NDArray[np.float64],
+    count: int,
 ) -> int:
     d, other = region.districts[row, col], region.districts[r, c]
     length = np.hypot(other.x - d.x, other.y - d.y)
@@ -154,7 +162,9 @@ def _list_arterial(
         x = (d.x + other.x) / 2 + along * -uy + across * ux
         y = (d.y + other.y) / 2 + along * ux + across * uy
         r1, c1, r2, c2, edge = network.owner(region, x, y)
-        mine = (r1 == row and c1 == col and r2 == r and c2 == c) or (r1 == r and c1 == c and r2 == row and c2 == col)
+        mine = (r1 == row and c1 == col and r2 == r and c2 == c) or (
+            r1 == r and c1 == c and r2 == row and c2 == col
+        )
         if mine and edge < ARTERIAL_HALF_M:
             count = _keep(region, reach, x, y, found, count)
     return count

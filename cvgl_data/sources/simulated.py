@@ -193,7 +193,9 @@ class SimulatedPanoramas:
         lane = self._world.lane_heading_deg(lon, lat)
         if lane is None:
             raise NoPanorama(
-                f"no panorama '{pano_id}': {lat:.7f}, {lon:.7f} is not on a lane", source=self.name, item=pano_id
+                f"no panorama '{pano_id}': {lat:.7f}, {lon:.7f} is not on a lane",
+                source=self.name,
+                item=pano_id,
             )
         sway, pitch, roll = _chances(f"{self._world.seed}/{pano_id}")
         pose = {
@@ -234,7 +236,9 @@ class SimulatedPanoramas:
         # The second test refuses other spellings of the same number, such as leading zeros.
         if not (abs(lon) <= 180.0 and abs(lat) <= 85.0) or _pano_id(lon, lat) != pano_id:
             raise NoPanorama(
-                f"no panorama '{pano_id}': ids are lon_lat in units of 1e-7 degrees", source=self.name, item=pano_id
+                f"no panorama '{pano_id}': ids are lon_lat in units of 1e-7 degrees",
+                source=self.name,
+                item=pano_id,
             )
         return lon, lat
 

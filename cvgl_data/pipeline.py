@@ -114,7 +114,9 @@ def decentrality(folder: Path) -> list[dict[str, Any]]:
     with resume(folder) as begun:
         pairs, queries = begun.pair(), begun.queries()
         if begun.workspace.has_table("splits"):
-            queries = queries.append_column("split", begun.workspace.read_table("splits")["split"])
+            assigned = begun.workspace.read_table("splits")
+            if assigned["query_id"].equals(queries["query_id"]):  # otherwise more was fetched since
+                queries = queries.append_column("split", assigned["split"])
         return decentrality_rows(pairs, queries)
 
 

@@ -37,7 +37,7 @@ class SmallCnn(nn.Module):
     mean = (0.5, 0.5, 0.5)
     std = (0.25, 0.25, 0.25)
 
-    def __init__(self, width: int = 32, num_features: int = 256) -> None:
+    def __init__(self, width: int = 16, num_features: int = 256) -> None:
         super().__init__()
         self.num_features = num_features
         layers: list[nn.Module] = []

@@ -167,7 +167,7 @@ def test_two_processes_do_not_share_a_folder(tmp_path):
 
 
 def test_areas_that_overlap_share_no_reference(tmp_path):
-    overlapping = {"name": "middle", "bbox": [-122.3280, 47.6200, -122.3260, 47.6215]}
+    overlapping = {"name": "middle", "bbox": [-122.3280, 47.6200, -122.3240, 47.6215]}
     recipe = resolve(DatasetRecipe, {**TABLES, "areas": [WEST, overlapping], "split": {"protocol": "none"}})
     pipeline.build(recipe, tmp_path / "x", workers=1)
     dataset = open_dataset(tmp_path / "x")

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cvgl_data.simulation import network, plots
-from cvgl_data.simulation.kernels import Color, Key, Record, child, draw, kernel, pick, shade
+from cvgl_data.simulation.fixtures import (
+    PAINTS,
+    ROOFS,
+    TOPS,
+    WALLS,
+    add_car,
+    add_roof_units,
+    add_tree,
+    choose_color,
+)
+from cvgl_data.simulation.kernels import Key, Record, child, draw, inlined, kernel, pick
 from cvgl_data.simulation.season import Conditions
 from cvgl_data.simulation.solids import (
     BUILDING,
@@ -15,135 +24,16 @@ from cvgl_data.simulation.solids import (
     GABLE,
     GABLE_ALONG,
     HIP,
-    VEGETATION,
-    VEHICLE,
     Pen,
     add_box,
-    add_crown,
     is_free,
 )
 
 HOUSES, ROWS, TOWERS, WAREHOUSE = network.HOUSES, network.ROWS, network.TOWERS, network.WAREHOUSE
 SLABS, PARK, PARKING = network.SLABS, network.PARK, network.PARKING
 
-_WALLS = np.array(
-    [
-        *[(150, 82, 62), (172, 108, 78), (128, 70, 58), (198, 186, 160), (222, 212, 190), (206, 170, 128)],
-        *[
-            (176, 180, 178),
-            (146, 150, 152),
-            (214, 200, 132),
-            (188, 148, 140),
-            (132, 150, 168),
-            (228, 226, 220),
-        ],
-        *[(150, 164, 140), (104, 108, 116)],
-    ],
-    np.float64,
-)
-_ROOFS = np.array(
-    [
-        *[(152, 78, 58), (170, 96, 66), (118, 62, 52), (92, 92, 98), (70, 72, 78), (120, 112, 104)],
-        *[(136, 104, 80), (104, 82, 68), (88, 104, 92)],
-    ],
-    np.float64,
-)
-_TOPS = np.array(
-    [
-        (168, 164, 156),
-        (142, 140, 136),
-        (208, 206, 200),
-        (108, 106, 104),
-        (128, 118, 108),
-        (118, 134, 96),
-        (184, 172, 150),
-    ],
-    np.float64,
-)
-_PAINTS = np.array(
-    [
-        *[(228, 228, 226), (198, 200, 204), (150, 152, 158), (44, 46, 52), (62, 66, 76), (140, 32, 34)],
-        *[(44, 70, 124), (98, 116, 142), (96, 84, 66), (42, 84, 64), (204, 168, 56)],
-    ],
-    np.float64,
-)
 
-
-@kernel
-def _choose(palette: NDArray[np.float64], key: Key, spread: float) -> Color:
-    row = int(draw(key, 0) * len(palette))
-    light = pick(key, 1, -spread, spread)
-    return (palette[row, 0] + light, palette[row, 1] + light, palette[row, 2] + light)
-
-
-@kernel
-def add_tree(pen: Pen, now: Conditions, d: Record, p: float, q: float, key: Key, size: float) -> None:
-    """Add a tree of about ``size`` times 3 m crown radius; its lowest leaves hang above 2.7 m."""
-    radius = size * pick(key, 1, 2.0, 3.4)
-    half_z = radius * pick(key, 2, 0.8, 1.35)
-    bottom = pick(key, 3, 2.8, 3.6)
-    evergreen = draw(key, 4) < 0.22
-    light = pick(key, 5, -16.0, 18.0)
-    green = (66.0 + light + 18.0 * draw(key, 6), 98.0 + light, 50.0 + 0.6 * light)
-    if evergreen:
-        green = (46.0 + 0.5 * light, 78.0 + 0.5 * light, 56.0 + 0.5 * light)
-    else:
-        gold = (196.0 + light, 132.0 + light - 50.0 * draw(key, 7), 48.0)
-        share = now.autumn * pick(key, 8, 0.3, 1.0)
-        twigs = (118.0 + light, 104.0 + light, 88.0 + light)
-        bare = 1.0 - now.leaf
-        green = (
-            (green[0] * (1.0 - share) + gold[0] * share) * (1.0 - bare) + twigs[0] * bare,
-            (green[1] * (1.0 - share) + gold[1] * share) * (1.0 - bare) + twigs[1] * bare,
-            (green[2] * (1.0 - share) + gold[2] * share) * (1.0 - bare) + twigs[2] * bare,
-        )
-    if add_crown(pen, d, p, q, bottom + half_z, radius, half_z, key, green):
-        bark = (92.0, 76.0, 62.0)
-        trunk = 0.09 + 0.05 * radius
-        add_box(pen, d, p, q, trunk, trunk, (0.0, bottom + half_z, 0.0), FLAT, VEGETATION, key, bark, bark)
-
-
-@kernel
-def add_car(pen: Pen, d: Record, p: float, q: float, along_q: bool, key: Key) -> None:
-    """Add a parked car, along columns or across them."""
-    paint = _choose(_PAINTS, child(key, 1), 8.0)
-    long, tall, back = pick(key, 3, 1.95, 2.35), pick(key, 4, 1.4, 1.75), pick(key, 5, -0.3, 0.3)
-    half_p, half_q = (0.9, long) if along_q else (long, 0.9)
-    if add_box(pen, d, p, q, half_p, half_q, (0.22, 0.85, 0.0), FLAT, VEHICLE, key, paint, paint):
-        half_p, half_q = (0.78, 0.58 * long) if along_q else (0.58 * long, 0.78)
-        at_p, at_q = (p, q + back) if along_q else (p + back, q)
-        glass = (46.0, 54.0, 62.0)
-        add_box(
-            pen,
-            d,
-            at_p,
-            at_q,
-            half_p,
-            half_q,
-            (0.85, tall, 0.0),
-            FLAT,
-            VEHICLE,
-            key,
-            glass,
-            shade(paint, 6.0),
-        )
-
-
-@kernel
-def _add_roof_units(pen: Pen, d: Record, p: float, q: float, f: plots.Footprint, key: Key) -> None:
-    for n in range(int(pick(key, 61, 1.0, 5.0))):
-        unit = child(key, 300 + n)
-        half_p, half_q = pick(unit, 0, 0.7, 2.6), pick(unit, 1, 0.7, 2.6)
-        if half_p < 0.4 * f.half_x and half_q < 0.4 * f.half_y:
-            at_p = p + pick(unit, 2, -1.0, 1.0) * (f.half_x - half_p - 1.0)
-            at_q = q + pick(unit, 3, -1.0, 1.0) * (f.half_y - half_q - 1.0)
-            grey = pick(unit, 4, 90.0, 215.0)
-            heights = (f.height, f.height + pick(unit, 5, 0.8, 2.6), 0.0)
-            color = (grey, grey, grey + 4.0)
-            add_box(pen, d, at_p, at_q, half_p, half_q, heights, FLAT, BUILDING, child(key, 1), color, color)
-
-
-@kernel
+@inlined
 def _add_block(
     pen: Pen, now: Conditions, d: Record, key: Key, p0: float, q0: float, width: float, height: float
 ) -> None:
@@ -152,12 +42,12 @@ def _add_block(
         _add_houses(pen, now, d, key, p0, q0, width, height)
     elif kind == ROWS:
         _add_rows(pen, now, d, key, p0, q0, width, height)
-    elif kind == TOWERS or kind == SLABS:
+    elif kind in (TOWERS, SLABS):
         for n in range(4 if kind == TOWERS else 3):
             f = plots.tower(key, n, width, height) if kind == TOWERS else plots.slab(key, n, width, height)
             part = child(key, 230 + n)
-            wall = _choose(_WALLS, child(part if kind == TOWERS else key, 10), 14.0)
-            top = _choose(_TOPS, child(part, 12), 14.0)
+            wall = choose_color(WALLS, child(part if kind == TOWERS else key, 10), 14.0)
+            top = choose_color(TOPS, child(part, 12), 14.0)
             if add_box(
                 pen,
                 d,
@@ -172,11 +62,11 @@ def _add_block(
                 wall,
                 top,
             ):
-                _add_roof_units(pen, d, p0 + f.x, q0 + f.y, f, part)
+                add_roof_units(pen, d, p0 + f.x, q0 + f.y, f, part)
         _add_grove(pen, now, d, key, p0, q0, width, height, 11.0 if kind == TOWERS else 9.0, 0.3)
     elif kind == WAREHOUSE:
         f = plots.warehouse(key, width, height)
-        wall, top = _choose(_WALLS, child(key, 10), 20.0), _choose(_TOPS, child(key, 12), 22.0)
+        wall, top = choose_color(WALLS, child(key, 10), 20.0), choose_color(TOPS, child(key, 12), 22.0)
         if add_box(
             pen,
             d,
@@ -191,17 +81,15 @@ def _add_block(
             wall,
             top,
         ):
-            _add_roof_units(pen, d, p0 + f.x, q0 + f.y, f, key)
+            add_roof_units(pen, d, p0 + f.x, q0 + f.y, f, key)
         _add_parked(pen, now, d, key, p0, q0, width, f.y - f.half_y - 2.0)
         for n in range(8):
             box = child(key, 240 + n)
             x, y = width * pick(box, 0, 0.05, 0.95), height * pick(box, 1, 0.1, 0.95)
             clear = abs(x - f.x) > f.half_x + 7.0 or abs(y - f.y) > f.half_y + 7.0
             if clear and y > f.y - f.half_y - 1.0 and draw(box, 2) < 0.7:
-                paint = _choose(_PAINTS, child(box, 3), 10.0)
-                add_box(
-                    pen, d, p0 + x, q0 + y, 1.25, 3.0, (0.0, 2.6, 0.0), FLAT, FURNITURE, box, paint, paint
-                )
+                paint = choose_color(PAINTS, child(box, 3), 10.0)
+                add_box(pen, d, p0 + x, q0 + y, 1.25, 3.0, (0.0, 2.6, 0.0), FLAT, FURNITURE, box, paint, paint)
     elif kind == PARKING:
         _add_parked(pen, now, d, key, p0, q0, width, height)
     elif kind == PARK:
@@ -230,13 +118,9 @@ def _add_grove(
             if draw(tree, 12) > share * (1.6 if (i // 3 + j // 3) % 2 == 0 else 0.5):
                 continue
             clear = True
-            if kind == TOWERS or kind == SLABS:
+            if kind in (TOWERS, SLABS):
                 for n in range(4 if kind == TOWERS else 3):
-                    f = (
-                        plots.tower(key, n, width, height)
-                        if kind == TOWERS
-                        else plots.slab(key, n, width, height)
-                    )
+                    f = plots.tower(key, n, width, height) if kind == TOWERS else plots.slab(key, n, width, height)
                     if abs(x - f.x) < f.half_x + 3.5 and abs(y - f.y) < f.half_y + 3.5:
                         clear = False
             elif lake.half_x > 0.0:
@@ -273,7 +157,7 @@ def _add_houses(
             q = q0 + k * size
             roof = GABLE if draw(lot, 50) < 0.6 else HIP
             rise = min(home.half_x, home.half_y) * pick(lot, 51, 0.45, 0.85)
-            wall, top = _choose(_WALLS, child(lot, 52), 16.0), _choose(_ROOFS, child(lot, 54), 16.0)
+            wall, top = choose_color(WALLS, child(lot, 52), 16.0), choose_color(ROOFS, child(lot, 54), 16.0)
             if add_box(
                 pen, d, street + inward * home.x, q + home.y, home.half_x, home.half_y,
                 (0.0, home.height, rise), roof, BUILDING, lot, wall, top,
@@ -318,8 +202,8 @@ def _add_rows(
                 continue
             p = p0 + home.x if side == 0 else p0 + width - home.x
             q = q0 + (k + 0.5) * size
-            wall = _choose(_WALLS, child(lot if draw(key, 39) < 0.6 else key, 52), 16.0)
-            top = _choose(_TOPS if flat else _ROOFS, child(lot if draw(lot, 48) < 0.4 else key, 54), 16.0)
+            wall = choose_color(WALLS, child(lot if draw(key, 39) < 0.6 else key, 52), 16.0)
+            top = choose_color(TOPS if flat else ROOFS, child(lot if draw(lot, 48) < 0.4 else key, 54), 16.0)
             heights = (0.0, home.height, 0.0 if flat else 2.4)
             roof = FLAT if flat else GABLE_ALONG
             stands = add_box(pen, d, p, q, home.half_x, home.half_y, heights, roof, BUILDING, lot, wall, top)
@@ -392,7 +276,7 @@ def _add_kerb(
             add_box(pen, d, p, q, 0.09, 0.09, (0.0, 6.5, 0.0), FLAT, FURNITURE, post, metal, metal)
 
 
-@kernel
+@inlined
 def add_district(pen: Pen, now: Conditions, along_kerbs: bool) -> None:
     """Add all that a district has within the pen's reach."""
     d = pen.region.districts[pen.row, pen.col]

@@ -12,6 +12,7 @@ from cvgl_data.simulation.kernels import (
     blend,
     child,
     draw,
+    inlined,
     kernel,
     mix,
     noise,
@@ -77,9 +78,7 @@ def ground_color(region: Region, now: Conditions, x: float, y: float, home: int)
         return surfaces.pavement(key, t, kerb, d.tone)
     key = network.block_key(d, b.i, b.j)
     inset = d.walk + d.verge
-    return block_color(
-        d, key, now, west - inset, south - inset, west + east - 2 * inset, south + north - 2 * inset
-    )
+    return block_color(d, key, now, west - inset, south - inset, west + east - 2 * inset, south + north - 2 * inset)
 
 
 @kernel
@@ -117,10 +116,8 @@ def _street_color(d: Record, b: Block, p: float, q: float, across: float, along:
     )
 
 
-@kernel
-def block_color(
-    d: Record, key: Key, now: Conditions, x: float, y: float, width: float, height: float
-) -> Color:
+@inlined
+def block_color(d: Record, key: Key, now: Conditions, x: float, y: float, width: float, height: float) -> Color:
     """Return the ground inside a block, in block coordinates (see `plots`)."""
     kind = network.block_kind(d, key)
     if kind == HOUSES:
@@ -229,11 +226,7 @@ def _stalls(key: Key, x: float, y: float) -> Color:
     color = surfaces.asphalt(child(key, int(np.floor(x / 40.0))), x, y % 9.0 - 4.5)
     _, into, is_stall = plots.stall_row(y)
     if is_stall:
-        if (
-            x % plots.STALL_M < 0.12
-            or abs(into - 5.2) < 0.05
-            or abs(into - plots.AISLE_PERIOD_M + 5.2) < 0.05
-        ):
+        if x % plots.STALL_M < 0.12 or abs(into - 5.2) < 0.05 or abs(into - plots.AISLE_PERIOD_M + 5.2) < 0.05:
             return surfaces.PAINT
     elif abs(into - plots.AISLE_PERIOD_M / 2) < 0.08 and x % 4.0 < 1.6:
         return surfaces.PAINT

@@ -1,21 +1,23 @@
 """Compiled functions and the counter-based randomness everything in the world is drawn from.
 
-A *key* is a 64-bit number that names a thing (a district, a block, a lot); its properties are drawn from the key, never from
-a generator with state, so any part of the world can be computed alone, in any order, by any process.
+A *key* is a 64-bit number that names a thing (a district, a block, a lot); its properties are drawn from the key,
+never from a generator with state, so any part of the world can be computed alone, in any order, by any process.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar, cast
 
 import numba
 import numpy as np
 from numpy import uint64
 from numpy.typing import NDArray
 
+MASK = 0xFFFFFFFFFFFFFFFF
 Key: TypeAlias = Any
 """An unsigned 64-bit number (inside compiled code)."""
 Record: TypeAlias = Any
@@ -23,16 +25,25 @@ Record: TypeAlias = Any
 Color: TypeAlias = tuple[float, float, float]
 """Red, green, blue in [0, 255]."""
 
+_CONFIG: Any = numba.config
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def _stamp() -> tuple[str, int]:
-    """Return what identifies the source of the whole package, in the form of numba's own stamp."""
-    files = sorted(Path(__file__).parent.glob("*.py"))
-    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest(), len(files)
+def _cache_folder() -> str:
+    """Return where compiled code is kept: beside the source if that can be written, and one folder per source.
+
+    Numba looks at the file of a function alone, so a change of a callee in another file would leave its callers stale.
+    """
+    here = Path(__file__).parent
+    source = hashlib.sha256(b"\0".join(file.read_bytes() for file in sorted(here.glob("*.py")))).hexdigest()
+    home = here / "__pycache__"
+    if not os.access(home if home.is_dir() else here, os.W_OK):
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cvgl"
+    return str(Path(_CONFIG.CACHE_DIR or home) / f"kernels-{source[:16]}")
 
 
-_STAMP = _stamp()
+_CACHE_FOLDER = _cache_folder()
 
 
 def constant(value: int) -> int:
@@ -57,21 +68,27 @@ def kernel(function: F) -> F:
     return _compile(function, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
+def inlined(function: F) -> F:
+    """Make a function part of its only caller: code is optimized anew at every level of calls, so levels are slow."""
+    return _compile(function, inline="always")
+
+
 def entry(function: F) -> F:
-    """Compile a function that Python calls, cached on disk, releasing the GIL; it gets the arrays it fills as arguments."""
+    """Compile a function that Python calls, cached on disk, releasing the GIL; it fills arrays given to it."""
     return _compile(function, nogil=True)
 
 
 def _compile(function: F, *signature: str, **options: Any) -> F:
-    compiled: Any = numba.njit(cache=True, _nrt=False, **options)(function)
-    # Numba looks only at the file of the function itself; a changed callee in another file would leave its callers stale.
-    cache_file = getattr(getattr(compiled, "_cache", None), "_cache_file", None)
-    if hasattr(cache_file, "_source_stamp"):
-        cache_file._source_stamp = _STAMP
+    njit: Any = numba.njit
+    before, _CONFIG.CACHE_DIR = _CONFIG.CACHE_DIR, _CACHE_FOLDER
+    try:
+        compiled = njit(cache=True, _nrt=False, **options)(function)
+    finally:
+        _CONFIG.CACHE_DIR = before
     if signature:
         compiled.compile(*signature)
         compiled.disable_compile()
-    return compiled  # type: ignore[no-any-return]
+    return cast(F, compiled)
 
 
 @basic("u8(u8)")
@@ -101,11 +118,11 @@ def pick(key: Key, index: int, low: float, high: float) -> float:
 
 
 @basic("f8(u8,i8,i8)")
-def _lattice(key: Key, column: int, row: int) -> float:
+def _lattice(key: Key, column: int, row: int) -> Any:
     # One multiplication instead of three: noise needs no more, and it is half the cost of a ground pixel.
     value = key ^ (uint64(column) * uint64(0x9E3779B97F4A7C15)) ^ (uint64(row) * uint64(0xC2B2AE3D27D4EB4F))
     value = (value ^ (value >> uint64(32))) * uint64(0xD6E8FEB86659FD93)
-    return float(value >> uint64(40)) * (1.0 / 16777216.0)
+    return float(value >> uint64(40)) / 16777216.0
 
 
 @basic("f8(u8,f8,f8)")
@@ -117,7 +134,7 @@ def noise(key: Key, x: float, y: float) -> float:
     i, j = int(column), int(row)
     low = _lattice(key, i, j) * (1.0 - u) + _lattice(key, i + 1, j) * u
     high = _lattice(key, i, j + 1) * (1.0 - u) + _lattice(key, i + 1, j + 1) * u
-    return 2.0 * (low * (1.0 - v) + high * v) - 1.0
+    return float(2.0 * (low * (1.0 - v) + high * v) - 1.0)
 
 
 @kernel

@@ -1,8 +1,9 @@
-"""Where things are: districts, each with its own rotated and possibly bent street network, and the blocks between streets.
+"""Where things are: districts, each with its own rotated and possibly bent streets, and the blocks between them.
 
-The plane is that of Web Mercator in meters of the equator (x east, y north). It is divided into Voronoi cells, the districts,
-with an arterial road along every edge. A district has its own frame: true meters at its latitude, rotated, sheared by a sine
-where streets are curved; in that frame (p, q) its streets are straight lines p = const (columns) and q = const (rows).
+The plane is that of Web Mercator in meters of the equator (x east, y north). It is divided into Voronoi cells, the
+districts, with an arterial road along every edge. A district has its own frame: true meters at its latitude, rotated,
+sheared by a sine where streets are curved; in that frame (p, q) its streets are straight lines p = const (columns)
+and q = const (rows).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 from numpy import uint64
 from numpy.typing import NDArray
 
-from cvgl_data.simulation.kernels import Key, Record, child, choose, draw, entry, kernel, mix, pick
+from cvgl_data.simulation.kernels import MASK, Key, Record, child, choose, draw, entry, kernel, mix, pick
 from cvgl_data.types import EARTH_CIRCUMFERENCE_M
 
 CELLS_AROUND = 44_000
@@ -84,7 +85,7 @@ class Region(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Place in the street network: block indices, distances to the four centre lines, half widths of the four streets."""
+    """Place in the street network: block, distances to the four centre lines, half widths of the four streets."""
 
     i: int
     j: int
@@ -116,14 +117,14 @@ def plan_region(seed: int, x: float, y: float, reach: float) -> Region:
     rows = math.floor((y + reach) / CELL) + 2 - row
     cols = math.floor((x + reach) / CELL) + 2 - col
     districts = np.zeros((rows, cols), DISTRICT)
-    _plan(uint64(seed & 0xFFFFFFFFFFFFFFFF), row, col, districts)
+    _plan(uint64(seed & MASK), row, col, districts)
     return Region(districts, row, col, float(x), float(y), mercator_scale(y))
 
 
 @entry
 def mercator_scale(y: float) -> float:
     """Return Mercator meters per true meter: 1 / cos(lat)."""
-    return np.cosh(y * 2.0 * np.pi / EARTH_CIRCUMFERENCE_M)
+    return float(np.cosh(y * 2.0 * np.pi / EARTH_CIRCUMFERENCE_M))
 
 
 @entry
@@ -203,7 +204,7 @@ def column_key(d: Record, i: int) -> Key:
 
 @kernel
 def row_key(d: Record, i: int, j: int) -> Key:
-    """Return the key of the row street on the low-q side of block (i, j); it ends at the columns where rows are staggered."""
+    """Return the key of the row street on the low-q side of block (i, j); staggered rows end at the columns."""
     return child(child(child(d.key, 102), i if d.staggered else 0), j)
 
 
@@ -217,14 +218,14 @@ def half_width(street: Key) -> float:
 @kernel
 def column_line(d: Record, i: int) -> float:
     """Return p of a column street's centre line."""
-    return d.pitch_p * (i + pick(column_key(d, i), 1, -0.12, 0.12))
+    return float(d.pitch_p) * (i + pick(column_key(d, i), 1, -0.12, 0.12))
 
 
 @kernel
 def row_line(d: Record, i: int, j: int) -> float:
     """Return q of a row street's centre line."""
     shift = draw(column_key(d, i), 2) if d.staggered else 0.0
-    return d.pitch_q * (j + shift + pick(row_key(d, i, j), 1, -0.12, 0.12))
+    return float(d.pitch_q) * (j + shift + pick(row_key(d, i, j), 1, -0.12, 0.12))
 
 
 @kernel

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from cvgl_data.simulation import network, plots
 from cvgl_data.simulation.facades import crown_color, roof_color, shadowed
 from cvgl_data.simulation.ground import SHORE_M
-from cvgl_data.simulation.kernels import Color, entry, kernel, noise
+from cvgl_data.simulation.kernels import MASK, Color, Key, child, entry, inlined, kernel, mix, noise, pick
 from cvgl_data.simulation.network import Region
 from cvgl_data.simulation.scene import SHADOW_MARGIN_M, Scene, build_scene, cell_of, ground_at, in_shadow
 from cvgl_data.simulation.season import conditions
@@ -65,14 +65,10 @@ def trace_tile(
     image, label = np.zeros((size_px, size_px, 3), np.uint8), np.zeros((size_px, size_px), np.uint8)
     pixel_m = 2 * reach / size_px / network.mercator_scale(y)
     if pixel_m > SMOOTH_M:
-        _paint_districts(
-            np.uint64(world.seed & 0xFFFFFFFFFFFFFFFF), x - reach, y + reach, 2 * reach / size_px, image
-        )
+        _paint_districts(np.uint64(world.seed & MASK), x - reach, y + reach, 2 * reach / size_px, image)
         return OverheadLayers(image, np.full_like(label, GROUND))
     things = pixel_m < COARSE_M
-    scene = build_scene(
-        world.seed, x, y, reach, now, things=things, margin_m=SHADOW_MARGIN_M if things else 0.0
-    )
+    scene = build_scene(world.seed, x, y, reach, now, things=things, margin_m=SHADOW_MARGIN_M if things else 0.0)
     _paint_tile(scene, 2 * reach / size_px, shadows, SAMPLES, image, label)
     return OverheadLayers(image, label)
 
@@ -102,21 +98,19 @@ def _square(bounds: BBox) -> tuple[float, float, float, float]:
         east += EARTH_CIRCUMFERENCE_M
     x, y = (west + east) / 2, (south + north) / 2
     if not math.isclose(east - west, north - south, rel_tol=1e-4) or east <= west:
-        raise ValueError(
-            f"bounds {tuple(bounds)} are no square in Web Mercator; take those of a tile or window"
-        )
+        raise ValueError(f"bounds {tuple(bounds)} are no square in Web Mercator; take those of a tile or window")
     return x, y, (east - west) / 2, network.position(x, y)[1]
 
 
 @kernel
 def highest_at(scene: Scene, e: float, n: float, buildings_only: bool) -> tuple[int, float, int, float]:
-    """Return (number, height, face, meters to the outline) of the topmost thing above a point; number -1: the ground."""
-    cell = cell_of(scene.index, e, n)
+    """Return (number, height, face, meters to the outline) of the top thing above a point; number -1: the ground."""
+    cell = cell_of(scene.grid, e, n)
     best, height, best_face, best_edge = -1, 0.0, -1, 0.0
     if cell < 0:
         return best, height, best_face, best_edge
-    for at in range(scene.index.over_start[cell], scene.index.over_start[cell + 1]):
-        k = scene.index.over[at]
+    for at in range(scene.grid.over_start[cell], scene.grid.over_start[cell + 1]):
+        k = scene.grid.over[at]
         if k < len(scene.solids):
             s = scene.solids[k]
             if buildings_only and (s.label != BUILDING or s.low > 0.0):
@@ -127,7 +121,7 @@ def highest_at(scene: Scene, e: float, n: float, buildings_only: bool) -> tuple[
         else:
             t = scene.crowns[k - len(scene.solids)]
             square = ((e - t.e) ** 2 + (n - t.n) ** 2) / (t.radius * t.radius)
-            if square >= 0.75 and square >= 0.9 + 0.16 * noise(t.key, e / 0.6, n / 0.6):
+            if square >= 0.75 and square >= 0.9 + 0.16 * noise(t.key, (e - t.e) / 0.6, (n - t.n) / 0.6):
                 continue
             z, face, to_edge = t.z + t.half_z * np.sqrt(max(1.0 - square, 0.0)), 4, 0.0
         if z > height:
@@ -135,7 +129,7 @@ def highest_at(scene: Scene, e: float, n: float, buildings_only: bool) -> tuple[
     return best, height, best_face, best_edge
 
 
-@kernel
+@inlined
 def _overhead_color(scene: Scene, e: float, n: float, shadows: bool) -> tuple[float, float, float, int]:
     k, z, face, to_edge = highest_at(scene, e, n, False)
     dark = shadows and in_shadow(scene, e, n, z + 0.01)
@@ -182,17 +176,13 @@ def _paint_tile(
 
 
 @entry
-def _paint_districts(seed: int, west: float, north: float, pixel: float, image: NDArray[np.uint8]) -> None:
+def _paint_districts(seed: Key, west: float, north: float, pixel: float, image: NDArray[np.uint8]) -> None:
     # Single districts are smaller than these pixels, so each shows a fixed draw around the city's mean color.
-    world = network.mix(seed)
+    world = mix(seed)
     for v in range(image.shape[0]):
         for u in range(image.shape[1]):
-            cell = network.child(
-                world, int(np.floor((west + u * pixel) / network.CELL)) % network.CELLS_AROUND
-            )
-            light = network.pick(
-                network.child(cell, int(np.floor((north - v * pixel) / network.CELL))), 0, -6.0, 6.0
-            )
+            cell = child(world, int(np.floor((west + u * pixel) / network.CELL)) % network.CELLS_AROUND)
+            light = pick(child(cell, int(np.floor((north - v * pixel) / network.CELL))), 0, -6.0, 6.0)
             image[v, u, 0] = np.uint8(124.0 + light)
             image[v, u, 1] = np.uint8(122.0 + light)
             image[v, u, 2] = np.uint8(108.0 + light)
@@ -206,13 +196,9 @@ def _map_color(region: Region, x: float, y: float) -> Color:
     if edge < network.ARTERIAL_HALF_M:
         return (250.0, 214.0, 140.0) if edge < network.ARTERIAL_HALF_M - 1.0 else (220.0, 170.0, 90.0)
     if d.kind == network.LAKE:
-        return (
-            (170.0, 211.0, 223.0) if edge > network.ARTERIAL_HALF_M + 3.0 + SHORE_M else (200.0, 228.0, 180.0)
-        )
+        return (170.0, 211.0, 223.0) if edge > network.ARTERIAL_HALF_M + 3.0 + SHORE_M else (200.0, 228.0, 180.0)
     b = network.block_at(d, p, q)
-    kerb = min(
-        min(b.left - b.half_left, b.right - b.half_right), min(b.bottom - b.half_bottom, b.top - b.half_top)
-    )
+    kerb = min(min(b.left - b.half_left, b.right - b.half_right), min(b.bottom - b.half_bottom, b.top - b.half_top))
     if kerb < 0.0:
         return (255.0, 255.0, 255.0)
     if kerb < 0.8:

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from cvgl_data.simulation import network
 from cvgl_data.simulation.facades import crown_color, face_normal, roof_color, shadowed, wall_color
-from cvgl_data.simulation.kernels import Color, blend, constant, entry, kernel, noise
+from cvgl_data.simulation.kernels import Color, blend, constant, entry, inlined, kernel, noise
 from cvgl_data.simulation.scene import Scene, build_scene, ground_at, in_shadow
 from cvgl_data.simulation.season import conditions
+from cvgl_data.simulation.sectors import Sectors, sector_of, sort_by_direction
 from cvgl_data.simulation.solids import GROUND, SKY, VEGETATION, hit_crown, hit_solid
 from cvgl_data.simulation.world import World
 
@@ -25,8 +26,6 @@ VIEW_M = 260.0
 """Half the side of the square whose things are seen; beyond it there is haze."""
 HAZE_M = 900.0
 NOTHING = constant(-1)
-SECTORS = 1024
-"""Directions by which things are listed, from near to far."""
 
 
 class PanoramaLayers(NamedTuple):
@@ -37,16 +36,6 @@ class PanoramaLayers(NamedTuple):
     label: NDArray[np.uint8]
 
 
-class _Sectors(NamedTuple):
-    """Things by direction: those of one sector are items[start[sector]:start[sector + 1]], from near to far."""
-
-    start: NDArray[np.int64]
-    items: NDArray[np.int64]
-    near: NDArray[np.float64]
-    steepest: NDArray[np.float64]
-    steepest_left: NDArray[np.float64]
-
-
 def pose(heading_deg: float, pitch_deg: float, roll_deg: float) -> NDArray[np.float64]:
     """Return the camera's axes as rows (right, forward, up), each (east, north, up).
 
@@ -54,9 +43,7 @@ def pose(heading_deg: float, pitch_deg: float, roll_deg: float) -> NDArray[np.fl
     ``roll_deg`` turns the horizon counter-clockwise in the image (GPano).
     """
     heading, pitch, roll = (math.radians(angle) for angle in (heading_deg, pitch_deg, roll_deg))
-    forward = np.array(
-        [math.cos(pitch) * math.sin(heading), math.cos(pitch) * math.cos(heading), math.sin(pitch)]
-    )
+    forward = np.array([math.cos(pitch) * math.sin(heading), math.cos(pitch) * math.cos(heading), math.sin(pitch)])
     level = np.array([math.cos(heading), -math.sin(heading), 0.0])
     above = np.cross(level, forward)
     right = math.cos(roll) * level - math.sin(roll) * above
@@ -137,24 +124,13 @@ def trace_panorama(
         raise ValueError(f"camera_height_m is {camera_height_m:g}; it must be above 0")
     x, y = network.mercator(lon, lat)
     scene = build_scene(world.seed, x, y, VIEW_M * network.mercator_scale(y), conditions(date, lat))
-    count = len(scene.solids) + len(scene.crowns)
-    near, steepest = np.zeros(count), np.zeros(count)
-    angles = np.zeros((count, 2), np.int64)
-    _measure(scene, float(camera_height_m), near, steepest, angles)
-    order = np.argsort(near, kind="stable")
-    start, none = np.zeros(SECTORS + 2, np.int64), np.zeros(0, np.int64)
-    _sort_into_sectors(order, angles, start, none)
-    np.cumsum(start, out=start)
-    items = np.zeros(start[-1], np.int64)
-    _sort_into_sectors(order, angles, start, items)
-    steepest_left = np.zeros(len(items))
-    _look_ahead(start, items, steepest, steepest_left)
+    sectors = sort_by_direction(scene, camera_height_m)
     image = np.zeros((width // 2, width, 3), np.uint8)
     depth = np.zeros((width // 2, width), np.float32)
     label = np.zeros((width // 2, width), np.uint8)
     _paint(
         scene,
-        _Sectors(start[:-1], items, near, steepest, steepest_left),
+        sectors,
         pose(heading_deg, pitch_deg, roll_deg),
         _quarter_steps(width, 2 * math.pi, -math.pi),
         _quarter_steps(width // 2, -math.pi, math.pi / 2),
@@ -170,74 +146,6 @@ def trace_panorama(
 
 
 @kernel
-def _sector(e: float, n: float) -> int:
-    # Grows with the bearing as an angle does, at a fraction of the cost.
-    share = e / max(abs(e) + abs(n), 1e-300)
-    turn = 1.0 + share if n >= 0.0 else 3.0 - share
-    return min(int(turn * (SECTORS / 4)), SECTORS - 1)
-
-
-@entry
-def _measure(
-    scene: Scene,
-    height: float,
-    near: NDArray[np.float64],
-    steepest: NDArray[np.float64],
-    angles: NDArray[np.int64],
-) -> None:
-    """Fill each thing's nearest horizontal distance, its steepest slope as seen, and its first and last sector."""
-    for k in range(len(near)):
-        if k < len(scene.solids):
-            s = scene.solids[k]
-            e, n, reach, top = s.e, s.n, s.reach, s.eaves + s.rise
-        else:
-            t = scene.crowns[k - len(scene.solids)]
-            e, n, reach, top = t.e, t.n, t.radius, t.z + t.half_z
-        distance = np.hypot(e, n)
-        near[k] = max(distance - reach, 0.0)
-        rise = top - height
-        if distance <= reach * 1.001:
-            steepest[k] = np.inf
-            angles[k, 0], angles[k, 1] = 0, SECTORS - 1
-        else:
-            steepest[k] = rise / (near[k] if rise > 0.0 else distance + reach)
-            middle, half = np.arctan2(e, n), np.arcsin(reach / distance)
-            angles[k, 0] = _sector(np.sin(middle - half), np.cos(middle - half))
-            angles[k, 1] = _sector(np.sin(middle + half), np.cos(middle + half))
-            if angles[k, 1] < angles[k, 0]:
-                angles[k, 1] += SECTORS
-
-
-@entry
-def _sort_into_sectors(
-    order: NDArray[np.int64], angles: NDArray[np.int64], start: NDArray[np.int64], items: NDArray[np.int64]
-) -> None:
-    for k in order:
-        for sector in range(angles[k, 0], angles[k, 1] + 1):
-            at = sector % SECTORS
-            if len(items) == 0:
-                start[at + 2] += 1
-            else:
-                items[start[at + 1]] = k
-                start[at + 1] += 1
-
-
-@entry
-def _look_ahead(
-    start: NDArray[np.int64],
-    items: NDArray[np.int64],
-    steepest: NDArray[np.float64],
-    steepest_left: NDArray[np.float64],
-) -> None:
-    """Fill the steepest slope of each thing and all behind it in its sector: a ray above that meets none of them."""
-    for sector in range(SECTORS):
-        highest = -np.inf
-        for at in range(start[sector + 1] - 1, start[sector] - 1, -1):
-            highest = max(highest, steepest[items[at]])
-            steepest_left[at] = highest
-
-
-@kernel
 def _sky(scene: Scene, de: float, dn: float, du: float) -> Color:
     up = max(du, 0.0)
     color = blend((206.0, 216.0, 226.0), (92.0, 142.0, 204.0), np.sqrt(min(1.0, 1.5 * up)))
@@ -245,19 +153,17 @@ def _sky(scene: Scene, de: float, dn: float, du: float) -> Color:
         x, y = de / (up + 0.15), dn / (up + 0.15)
         key = scene.now.day
         clouds = noise(key, x * 0.9, y * 0.9) + 0.5 * noise(key, x * 2.6, y * 2.6)
-        color = blend(
-            color, (240.0, 240.0, 240.0), min(max(clouds * 0.7 - 0.1, 0.0), 0.85) * min(1.0, up * 6.0)
-        )
+        color = blend(color, (240.0, 240.0, 240.0), min(max(clouds * 0.7 - 0.1, 0.0), 0.85) * min(1.0, up * 6.0))
     sun = scene.now.sun
     glow = max(0.0, de * sun[0] + dn * sun[1] + du * sun[2])
     color = blend(color, (255.0, 246.0, 220.0), 0.6 * glow**24)
     return (255.0, 253.0, 240.0) if glow > 0.9993 else color
 
 
-@kernel
+@inlined
 def _cast(
     scene: Scene,
-    sectors: _Sectors,
+    sectors: Sectors,
     height: float,
     shadows: bool,
     de: float,
@@ -270,7 +176,7 @@ def _cast(
     slope = du / flat
     best = height / -du if du < 0.0 else np.inf
     hit, face = NOTHING, NOTHING
-    sector = _sector(de, dn)
+    sector = sector_of(de, dn)
     for at in range(sectors.start[sector], sectors.start[sector + 1]):
         k = sectors.items[at]
         if sectors.near[k] > best * flat:
@@ -319,13 +225,13 @@ def _cast(
 
 
 @kernel
-def _ground(scene: Scene, e: float, n: float, length: float, ue: float, un: float) -> Color:
+def _ground(scene: Scene, e: float, n: float, length: float, along_e: float, along_n: float) -> Color:
     # A far pixel covers meters of ground along the line of sight: average over its length.
     count = min(max(int(length / 0.35), 1), 4)
     red, green, blue = 0.0, 0.0, 0.0
     for k in range(count):
         off = ((k + 0.5) / count - 0.5) * length
-        color = ground_at(scene, e + off * ue, n + off * un)
+        color = ground_at(scene, e + off * along_e, n + off * along_n)
         red, green, blue = red + color[0], green + color[1], blue + color[2]
     return (red / count, green / count, blue / count)
 
@@ -333,7 +239,7 @@ def _ground(scene: Scene, e: float, n: float, length: float, ue: float, un: floa
 @entry
 def _paint(
     scene: Scene,
-    sectors: _Sectors,
+    sectors: Sectors,
     axes: NDArray[np.float64],
     azimuths: NDArray[np.float64],
     elevations: NDArray[np.float64],
@@ -385,10 +291,10 @@ def _find_rough(image: NDArray[np.uint8], things: NDArray[np.int32], rough: NDAr
                     rough[other_v, other_u - other_u % _pixels_per_ray(other_v, rows)] = True
 
 
-@kernel
+@inlined
 def _paint_pixel(
     scene: Scene,
-    sectors: _Sectors,
+    sectors: Sectors,
     axes: NDArray[np.float64],
     azimuths: NDArray[np.float64],
     elevations: NDArray[np.float64],

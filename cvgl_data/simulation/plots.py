@@ -49,9 +49,7 @@ def house(lot: Key, width: float, depth: float) -> Footprint:
     half_x = min(pick(lot, 3, 8.0, 12.0), depth - 8.0) / 2
     slack = width - 4.2 - 2 * half_y
     x = pick(lot, 1, 4.0, 7.5) + half_x
-    return Footprint(
-        x, 3.8 + half_y + slack * draw(lot, 4), half_x, half_y, 5.8 if draw(lot, 5) < 0.45 else 3.1
-    )
+    return Footprint(x, 3.8 + half_y + slack * draw(lot, 4), half_x, half_y, 5.8 if draw(lot, 5) < 0.45 else 3.1)
 
 
 @kernel

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from cvgl_data.simulation.contents import add_district
 from cvgl_data.simulation.ground import ground_color
-from cvgl_data.simulation.kernels import Color, entry, kernel
+from cvgl_data.simulation.kernels import Color, entry, inlined, kernel
 from cvgl_data.simulation.network import Region, owner, plan_region
 from cvgl_data.simulation.season import Conditions
 from cvgl_data.simulation.solids import CROWN, SOLID, Pen, hit_crown, hit_solid
@@ -21,7 +21,7 @@ SHADOW_MARGIN_M = 170.0
 """How far beyond a picture's edge something may stand and still shade it: the highest roof at the lowest sun."""
 
 
-class Index(NamedTuple):
+class Grid(NamedTuple):
     """Which things lie over, or can shade, each cell: items[start[cell]:start[cell + 1]], solids first, then crowns.
 
     ``home`` is the number of the district where a cell lies far from all edges, else -1.
@@ -44,7 +44,7 @@ class Scene(NamedTuple):
     now: Conditions
     solids: NDArray[np.void]
     crowns: NDArray[np.void]
-    index: Index
+    grid: Grid
 
 
 def build_scene(
@@ -77,12 +77,12 @@ def build_scene(
         _gather(region, now, solids, crowns, counts, reach_m)
         solids, crowns = np.zeros(counts[0], SOLID), np.zeros(counts[1], CROWN)
         _gather(region, now, solids, crowns, counts, reach_m)
-    return Scene(region, now, solids, crowns, _build_index(region, solids, crowns, now, reach / scale))
+    return Scene(region, now, solids, crowns, _build_grid(region, solids, crowns, now, reach / scale))
 
 
-def _build_index(
+def _build_grid(
     region: Region, solids: NDArray[np.void], crowns: NDArray[np.void], now: Conditions, reach_m: float
-) -> Index:
+) -> Grid:
     low = -reach_m
     cell = max(8.0, 2 * reach_m / 400)
     cells = max(1, math.ceil(2 * reach_m / cell))
@@ -97,7 +97,7 @@ def _build_index(
         lists += [start[:-1], items]
     home = np.zeros(cells * cells, np.int64)
     _find_homes(region, low, cell, cells, home)
-    return Index(low, cell, cells, lists[0], lists[1], lists[2], lists[3], home)
+    return Grid(low, cell, cells, lists[0], lists[1], lists[2], lists[3], home)
 
 
 @entry
@@ -137,7 +137,7 @@ def _sort_into_cells(
     start: NDArray[np.int64],
     items: NDArray[np.int64],
 ) -> None:
-    # Called twice: without items it counts into start[c + 2]; with them it fills, leaving start[c + 1] the end of cell c.
+    # Called twice: without items it counts into start[c + 2]; with them it fills, and start[c + 1] ends behind c.
     for k in range(len(solids) + len(crowns)):
         if k < len(solids):
             s = solids[k]
@@ -169,33 +169,33 @@ def _sort_into_cells(
 
 
 @kernel
-def cell_of(index: Index, e: float, n: float) -> int:
+def cell_of(grid: Grid, e: float, n: float) -> int:
     """Return the cell of a point of the region's frame, -1 outside."""
-    i, j = int(np.floor((e - index.low) / index.cell)), int(np.floor((n - index.low) / index.cell))
-    if i < 0 or j < 0 or i >= index.cells or j >= index.cells:
+    i, j = int(np.floor((e - grid.low) / grid.cell)), int(np.floor((n - grid.low) / grid.cell))
+    if i < 0 or j < 0 or i >= grid.cells or j >= grid.cells:
         return -1
-    return j * index.cells + i
+    return j * grid.cells + i
 
 
-@kernel
+@inlined
 def ground_at(scene: Scene, e: float, n: float) -> Color:
     """Return the lit color of the bare ground at a point of the region's frame."""
     region = scene.region
-    cell = cell_of(scene.index, e, n)
-    home = scene.index.home[cell] if cell >= 0 else -1
+    cell = cell_of(scene.grid, e, n)
+    home = scene.grid.home[cell] if cell >= 0 else -1
     return ground_color(region, scene.now, region.x + e * region.scale, region.y + n * region.scale, home)
 
 
 @kernel
 def in_shadow(scene: Scene, e: float, n: float, z: float) -> bool:
     """Return whether something stands between a point and the sun."""
-    cell = cell_of(scene.index, e, n)
+    cell = cell_of(scene.grid, e, n)
     if cell < 0:
         return False
     se, sn, su = scene.now.sun
     solids = scene.solids
-    for at in range(scene.index.shade_start[cell], scene.index.shade_start[cell + 1]):
-        k = scene.index.shade[at]
+    for at in range(scene.grid.shade_start[cell], scene.grid.shade_start[cell + 1]):
+        k = scene.grid.shade[at]
         if k < len(solids):
             s = solids[k]
             if s.eaves + s.rise <= z:

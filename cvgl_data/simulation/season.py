@@ -29,7 +29,7 @@ class Conditions(NamedTuple):
 def conditions(date: datetime.date, lat: float) -> Conditions:
     """Return the conditions of a date at a latitude in degrees.
 
-    Seasons are those of the hemisphere and fade out in the tropics. The sun follows its declination (to about one degree).
+    Seasons are those of the hemisphere and fade out in the tropics. The sun follows its declination to about a degree.
     """
     day_of_year = date.timetuple().tm_yday
     swing = max(-1.0, min(1.0, lat / 35.0))
@@ -53,9 +53,7 @@ def sun_direction(date: datetime.date, lat: float) -> tuple[float, float, float]
     declination = math.radians(-23.44 * math.cos(2 * math.pi * (day_of_year + 10) / 365.25))
     hour_angle, phi = math.radians(15.0 * (SOLAR_HOUR - 12.0)), math.radians(lat)
     east = -math.cos(declination) * math.sin(hour_angle)
-    north = math.cos(phi) * math.sin(declination) - math.sin(phi) * math.cos(declination) * math.cos(
-        hour_angle
-    )
+    north = math.cos(phi) * math.sin(declination) - math.sin(phi) * math.cos(declination) * math.cos(hour_angle)
     up = math.sin(phi) * math.sin(declination) + math.cos(phi) * math.cos(declination) * math.cos(hour_angle)
     elevation = max(math.asin(up), math.radians(MIN_SUN_ELEVATION_DEG))
     azimuth = math.atan2(east, north)

@@ -26,7 +26,7 @@ SOLID = np.dtype(
         *[(name, np.float64) for name in ("wall_r", "wall_g", "wall_b", "roof_r", "roof_g", "roof_b")],
     ]
 )
-"""Centre (e, n) and unit vector of the own x axis, along the ridge, in the region's frame, half sizes, heights: all in true meters."""
+"""Centre (e, n) and unit vector (ux, uy) along the ridge, in the region's frame; half sizes and heights: meters."""
 
 CROWN = np.dtype(
     [
@@ -37,7 +37,7 @@ CROWN = np.dtype(
 
 
 class Pen(NamedTuple):
-    """Where one district's things are written; ``counts`` are those of (solids, crowns), growing beyond the tables' ends."""
+    """Where one district's things are written; ``counts`` of (solids, crowns) go on beyond the tables' ends."""
 
     region: Region
     row: int
@@ -59,9 +59,7 @@ def is_free(pen: Pen, d: Record, p: float, q: float) -> bool:
     """Return whether (p, q) lies in the district itself and off the arterial round it."""
     x, y = network.from_street_frame(d, p, q)
     row, col, _, _, edge = network.owner(pen.region, x, y)
-    return (
-        row == pen.row and col == pen.col and edge > network.ARTERIAL_HALF_M + network.ARTERIAL_WALK_M + 0.3
-    )
+    return row == pen.row and col == pen.col and edge > network.ARTERIAL_HALF_M + network.ARTERIAL_WALK_M + 0.3
 
 
 @kernel
@@ -153,8 +151,8 @@ def add_crown(
 def hit_solid(s: Record, e: float, n: float, z: float, de: float, dn: float, dz: float) -> tuple[float, int]:
     """Return the distance along a ray at which it enters a solid, and the face; negative distance: it does not.
 
-    Faces: 0 to 3 the walls (+x, -x, +y, -y of the solid's own axes), 4 a flat top, 5 to 8 the slopes that rise from these
-    walls, 9 the bottom. The origin must lie outside.
+    Faces: 0 to 3 the walls (+x, -x, +y, -y of the solid's own axes), 4 a flat top, 5 to 8 the slopes above
+    these walls, 9 the bottom. The origin must lie outside.
     """
     x, y = (e - s.e) * s.ux + (n - s.n) * s.uy, (n - s.n) * s.ux - (e - s.e) * s.uy
     dx, dy = de * s.ux + dn * s.uy, dn * s.ux - de * s.uy
@@ -207,8 +205,8 @@ def hit_crown(t: Record, e: float, n: float, z: float, de: float, dn: float, dz:
     distance = (-half - np.sqrt(root)) / square
     # Near the outline rays slip between the leaves.
     u, v, w = x + distance * dx, y + distance * dy, h + distance * dh
-    clumps = noise(t.key, 5.0 * u + 2.0 * w, 5.0 * v - 3.0 * w)
-    return distance if root / square > 0.10 + 0.16 * clumps else -1.0
+    clumps = noise(t.key, 11.0 * u + 7.0 * w, 11.0 * v - 8.0 * w)
+    return distance if root / square > 0.06 + 0.10 * clumps else -1.0
 
 
 @kernel

@@ -15,10 +15,8 @@ YELLOW = (214.0, 172.0, 62.0)
 
 @kernel
 def asphalt(key: Key, t: float, x: float) -> Color:
-    """Return worn asphalt at meters ``t`` along and ``x`` across; tone, patches, seams and manholes depend on the key."""
-    tone = (
-        pick(key, 11, 72.0, 122.0) + 7.0 * noise(key, t / 0.8, x / 0.8) + 9.0 * noise(key, t / 9.0, x / 2.5)
-    )
+    """Return worn asphalt, with patches, seams and manholes, at meters ``t`` along and ``x`` across."""
+    tone = pick(key, 11, 72.0, 122.0) + 7.0 * noise(key, t / 0.8, x / 0.8) + 9.0 * noise(key, t / 9.0, x / 2.5)
     warm = pick(key, 12, -5.0, 6.0)
     cell = int(np.floor(t / 9.0))
     patch = child(key, cell)
@@ -120,9 +118,7 @@ def pavement(key: Key, t: float, x: float, tone: float) -> Color:
 @kernel
 def lawn(key: Key, base: Color, x: float, y: float) -> Color:
     """Return grass: the season's color, each lawn its own tone, with worn and mown spots."""
-    light = (
-        pick(key, 31, -18.0, 16.0) + 7.0 * noise(key, x / 0.9, y / 0.9) + 9.0 * noise(key, x / 6.0, y / 6.0)
-    )
+    light = pick(key, 31, -18.0, 16.0) + 7.0 * noise(key, x / 0.9, y / 0.9) + 9.0 * noise(key, x / 6.0, y / 6.0)
     color = (base[0] + light, base[1] + light, base[2] + 0.7 * light)
     if noise(key, x / 3.1, y / 2.3) > pick(key, 32, 0.45, 1.2):
         color = blend(color, (150.0, 128.0, 92.0), 0.6)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cvgl_data.simulation import network
-from cvgl_data.simulation.kernels import child, draw, entry, kernel, pick
+from cvgl_data.simulation.kernels import child, draw, entry, inlined, kernel, pick
 from cvgl_data.simulation.network import ARTERIAL_HALF_M, CELL, Region
 from cvgl_data.types import EARTH_CIRCUMFERENCE_M, BBox
 
@@ -40,9 +40,9 @@ class World:
         return None if math.isnan(heading) else heading
 
     def stations(self, bounds: BBox, every_m: float) -> Iterator[tuple[float, float]]:
-        """Yield the lon, lat where a camera car takes pictures, about every ``every_m`` meters along all streets in a box.
+        """Yield lon, lat of a camera car's pictures, ``every_m`` meters apart along all streets in a box.
 
-        Positions are rounded to 1e-7 degrees. The order does not depend on where the box begins; a position is yielded once.
+        Positions are rounded to 1e-7 degrees and yielded once. The order does not depend on where the box begins.
         """
         if every_m <= 0.0:
             raise ValueError(f"every_m is {every_m:g}; it must be above 0")
@@ -68,7 +68,7 @@ class World:
 
 
 class _Lane(NamedTuple):
-    """A point's place on a street: unit vector along it, meters right of the centre line, half width free of parked cars."""
+    """A point's place on a street: direction, meters right of the centre line, half width without parked cars."""
 
     along_e: float
     along_n: float
@@ -110,7 +110,7 @@ def _lane_heading(region: Region, x: float, y: float) -> float:
     if abs(lane.right) > lane.free:
         return np.nan
     sign = 1.0 if lane.right >= 0.0 else -1.0
-    return np.degrees(np.arctan2(sign * lane.along_e, sign * lane.along_n)) % 360.0
+    return float(np.degrees(np.arctan2(sign * lane.along_e, sign * lane.along_n)) % 360.0)
 
 
 @kernel
@@ -125,7 +125,7 @@ def _keep(region: Region, reach: float, x: float, y: float, found: NDArray[np.fl
 
 @entry
 def _list_stations(region: Region, reach: float, every_m: float, found: NDArray[np.float64]) -> int:
-    """Write candidate stations in Mercator meters; return how many there are, though only as many as fit are written."""
+    """Write candidate stations in Mercator meters, as many as fit; return how many there are."""
     count = 0
     rows, cols = region.districts.shape
     for row in range(1, rows - 1):
@@ -140,7 +140,7 @@ def _list_stations(region: Region, reach: float, every_m: float, found: NDArray[
     return count
 
 
-@kernel
+@inlined
 def _list_arterial(
     region: Region,
     row: int,
@@ -162,15 +162,13 @@ def _list_arterial(
         x = (d.x + other.x) / 2 + along * -uy + across * ux
         y = (d.y + other.y) / 2 + along * ux + across * uy
         r1, c1, r2, c2, edge = network.owner(region, x, y)
-        mine = (r1 == row and c1 == col and r2 == r and c2 == c) or (
-            r1 == r and c1 == c and r2 == row and c2 == col
-        )
+        mine = (r1 == row and c1 == col and r2 == r and c2 == c) or (r1 == r and c1 == c and r2 == row and c2 == col)
         if mine and edge < ARTERIAL_HALF_M:
             count = _keep(region, reach, x, y, found, count)
     return count
 
 
-@kernel
+@inlined
 def _list_streets(
     region: Region, row: int, col: int, reach: float, every_m: float, found: NDArray[np.float64], count: int
 ) -> int:

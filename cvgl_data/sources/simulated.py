@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import simplejpeg
+from numpy.typing import NDArray
 
 from cvgl_data.errors import FetchError, NoImagery, NoPanorama, RecipeError
 from cvgl_data.simulation import World, render_map, render_panorama, render_tile
@@ -71,7 +72,7 @@ class SimulatedImagery:
         self._date = _as_date(date)
         self._quality = _within("quality", quality, 1, 100)
         self._shadows = shadows
-        self._world = World(seed)
+        self._world = World(_within("seed", seed, -(2**63), 2**63 - 1))
         self._workers = _Workers(workers)
 
     async def fetch(self, tile: Tile, http: Http | None = None) -> Fetched:
@@ -82,12 +83,8 @@ class SimulatedImagery:
             FetchError: If the process that rendered it died.
         """
         bounds = _tile_bounds(tile, self.max_zoom, self.name)
-        render = partial(
-            _tile_jpeg, self._world, bounds, self.tile_px, self._date, self._shadows, self._quality
-        )
-        return Fetched(
-            image=await self._workers.run(render, self.name, str(tile)), captured=self._date.isoformat()
-        )
+        render = partial(_tile_jpeg, self._world, bounds, self.tile_px, self._date, self._shadows, self._quality)
+        return Fetched(image=await self._workers.run(render, self.name, str(tile)), captured=self._date.isoformat())
 
     def close(self) -> None:
         """End the processes."""
@@ -105,7 +102,7 @@ class SimulatedMap:
     def __init__(self, seed: int = 0, tile_px: int = 256, quality: int = 92, workers: int = 0) -> None:
         self.tile_px = _within("tile_px", tile_px, 16, 4096)
         self._quality = _within("quality", quality, 1, 100)
-        self._world = World(seed)
+        self._world = World(_within("seed", seed, -(2**63), 2**63 - 1))
         self._workers = _Workers(workers)
 
     async def fetch(self, tile: Tile, http: Http | None = None) -> Fetched:
@@ -165,7 +162,7 @@ class SimulatedPanoramas:
         self._quality = _within("quality", quality, 1, 100)
         self._date = _as_date(date)
         self._shadows = shadows
-        self._world = World(seed)
+        self._world = World(_within("seed", seed, -(2**63), 2**63 - 1))
         self._workers = _Workers(workers)
 
     async def discover(self, area: AreaOfInterest, http: Http | None = None) -> AsyncIterator[PanoramaRef]:
@@ -311,9 +308,7 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _tile_jpeg(
-    world: World, bounds: BBox, size_px: int, date: datetime.date, shadows: bool, quality: int
-) -> bytes:
+def _tile_jpeg(world: World, bounds: BBox, size_px: int, date: datetime.date, shadows: bool, quality: int) -> bytes:
     return _jpeg(render_tile(world, bounds, size_px, date=date, shadows=shadows), quality)
 
 
@@ -350,15 +345,13 @@ def _panorama_jpeg(
     return _jpeg(image, quality)
 
 
-def _jpeg(image: np.ndarray, quality: int) -> bytes:  # type: ignore[type-arg]
+def _jpeg(image: NDArray[np.uint8], quality: int) -> bytes:
     return bytes(simplejpeg.encode_jpeg(image, quality=quality, colorspace="RGB", colorsubsampling="420"))
 
 
 def _tile_bounds(tile: Tile, max_zoom: int, source: str) -> BBox:
     if not 0 <= tile.z <= max_zoom:
-        raise NoImagery(
-            f"no tile {tile}: the simulated world has zoom 0 to {max_zoom}", source=source, item=str(tile)
-        )
+        raise NoImagery(f"no tile {tile}: the simulated world has zoom 0 to {max_zoom}", source=source, item=str(tile))
     if not (0 <= tile.x < 2**tile.z and 0 <= tile.y < 2**tile.z):
         raise NoImagery(f"no tile {tile}: it lies outside the world", source=source, item=str(tile))
     return tile.bounds
@@ -382,8 +375,10 @@ N = TypeVar("N", int, float)
 
 
 def _within(name: str, value: N, low: N, high: N) -> N:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise RecipeError(f"option '{name}' is {value!r}; it must lie in {low:g} to {high:g}")
+    kind = int if isinstance(low, int) else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
+        number = "a whole number" if kind is int else "a number"
+        raise RecipeError(f"option '{name}' is {value!r}; it must be {number} from {low} to {high}")
     return value
 
 

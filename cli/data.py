@@ -237,7 +237,7 @@ def recipes_list(quiet: bool = False) -> None:
     """List the dataset recipes that come with cvgl."""
     from cvgl_data.recipe import describe_shipped
 
-    table("Dataset recipes", ["recipe", "what"], [list(row) for row in describe_shipped("datasets")])
+    table("Dataset recipes", ["recipe", "how to run it"], [list(row) for row in describe_shipped("datasets")])
 
 
 @recipes_app.command("show")

@@ -176,8 +176,10 @@ def shipped_recipes(kind: str) -> list[str]:
 
 
 def describe_shipped(kind: str) -> list[tuple[str, str]]:
-    """Return the name and the first comment line of each recipe that comes with cvgl."""
-    return [(name, read_text(name, kind).split("\n", 1)[0].removeprefix("# ")) for name in shipped_recipes(kind)]
+    """Return the name of each recipe that comes with cvgl, and how to run it."""
+    return [
+        (name, read_text(name, kind).split("\n", 1)[0].removeprefix("# Run:").strip()) for name in shipped_recipes(kind)
+    ]
 
 
 def resolve(kind: type[R], tables: Mapping[str, Any], overrides: Sequence[str] = ()) -> R:

@@ -29,7 +29,9 @@ def decentrality_rows(pairs: pa.Table, queries: pa.Table) -> Rows:
         if column in queries.column_names:
             labels = queries[column].take(pairs["query_row"])
             found = decentrality_summary(pairs, labels).to_pylist()
-            rows += [row for row in found if row["relation"] == "positive" and (row["group"] != "all" or not rows)]
+            for row in found:
+                if row["relation"] == "positive" and (row["group"] != "all" or not rows):
+                    rows.append(row if row["group"] == "all" else {**row, "group": f"{column} {row['group']}"})
     return rows
 
 

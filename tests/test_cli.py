@@ -8,10 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from cvgl_cli import data, train
 from typer.main import get_command
 from typer.testing import CliRunner
-
-from cvgl_cli import data, train
 
 BIN = Path(sys.executable).parent
 APPS = {"cvgl-data": data.app, "cvgl-train": train.app}
@@ -59,7 +58,10 @@ BOX = ("--bbox", "-122.33,47.62,-122.329,47.621")
 WRONG = {
     "unknown city": (["plan", "--city", "seatle", *SIMULATED], "did you mean 'seattle'"),
     "unknown imagery": (["plan", "--city", "seattle", "--imagery", "simulatd"], "did you mean 'simulated'"),
-    "unknown panoramas": (["build", *BOX, "--imagery", "simulated", "--panoramas", "simulatd"], "did you mean 'simulated'"),
+    "unknown panoramas": (
+        ["build", *BOX, "--imagery", "simulated", "--panoramas", "simulatd"],
+        "did you mean 'simulated'",
+    ),
     "unknown key": (["plan", "--city", "seattle", "--set", "grid.zom=3"], "did you mean 'grid.zoom'"),
     "bad value": (["plan", "--city", "seattle", "--set", "grid.zoom=high"], "grid.zoom"),
     "unknown option of a source": (["plan", *BOX, *SIMULATED, "--set", "imagery.options.sed=1"], "imagery.options.sed"),

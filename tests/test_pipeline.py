@@ -79,7 +79,9 @@ def test_pairs_agree_with_the_tables(built):
     x, y = pixel_from_lonlat(queries["lon"].to_numpy(), queries["lat"].to_numpy(), 18)
     np.testing.assert_allclose(pairs["u"], x - references["x"].to_numpy(), atol=1e-6)
     np.testing.assert_allclose(pairs["v"], y - references["y"].to_numpy(), atol=1e-6)
-    np.testing.assert_allclose(np.hypot(pairs["offset_east_m"], pairs["offset_north_m"]), pairs["distance_m"], rtol=5e-3)
+    np.testing.assert_allclose(
+        np.hypot(pairs["offset_east_m"], pairs["offset_north_m"]), pairs["distance_m"], rtol=5e-3
+    )
     again = distance_m(*(t[c].to_numpy() for t in (queries, references) for c in ("lon", "lat")))
     np.testing.assert_allclose(pairs["distance_m"], again, rtol=1e-9)
 

@@ -7,9 +7,9 @@ import shlex
 from pathlib import Path
 
 import pytest
+from cvgl_cli import data
 from typer.main import get_command
 
-from cvgl_cli import data
 from cvgl_data.recipe import DatasetRecipe, load_toml, read_text, resolve, shipped_recipes, to_tables
 from cvgl_models.recipe import load_recipe
 

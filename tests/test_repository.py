@@ -31,10 +31,9 @@ def test_no_link_leaves_the_repository():
 
 
 def test_readme_names_real_commands():
-    from typer.main import get_command
-
     from cvgl_cli.data import app as data_app
     from cvgl_cli.train import app as train_app
+    from typer.main import get_command
 
     commands = {"cvgl-data": get_command(data_app), "cvgl-train": get_command(train_app)}
     text = "\n".join(path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")])

@@ -50,7 +50,7 @@ def plan(recipe: DatasetRecipe) -> list[AreaPlan]:
 
 
 def check(recipe: DatasetRecipe) -> None:
-    """Raise now what would otherwise end a build after hours: unknown names, missing files, impossible areas and splits.
+    """Raise now what would otherwise end a build after hours: unknown names, missing files, impossible areas.
 
     Raises:
         CvglError: Naming what is wrong.

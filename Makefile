@@ -30,7 +30,6 @@ check: .venv/.dev
 
 bench: .venv/.dev
 	for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
-	$(BIN)/python -m pytest -m slow
 
 .venv/.train .venv/.dev: .venv/.%: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -135,6 +135,11 @@ def run(app: Callable[[], Any], after_interrupt: str) -> None:
     except CvglError as error:
         err_console.print(f"error: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(FAILED)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] not in ("torch", "torchvision", "timm", "safetensors"):
+            raise
+        note(f"error: {error.name} is not installed; training needs: pip install 'cvgl[train]'")
+        sys.exit(FAILED)
     except (KeyboardInterrupt, typer.Abort):
         note(after_interrupt)
         sys.exit(INTERRUPTED)

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cvgl_data.cities import find_city
 from cvgl_data.recipe import DatasetRecipe, load_toml, resolve
 
 from ._options import Overrides, RecipeName, graft
@@ -73,8 +74,9 @@ def dataset_recipe(
 ) -> DatasetRecipe:
     """Return the recipe that a command line describes: the named one, then the options, then ``--set``."""
     tables = load_toml(recipe, "datasets") if recipe else {}
+    resolve(DatasetRecipe, {"name": "unnamed", **tables})  # what follows trusts the file's types
     described = [
-        *({"city": name} for name in city or ()),
+        *({"city": find_city(name).key} for name in city or ()),
         *(_named(box, "bbox") for box in bbox or ()),
         *({"file": str(path)} for path in area_file or ()),
     ]

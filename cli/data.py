@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 app = new_app("Build cross-view geo-localization datasets: overhead references, street-level queries, exact labels.")
 fetch_app = new_app("Fetch one kind of image into a build's workspace.")
-recipes_app = new_app("List, show and copy the dataset recipes that come with cvgl.")
+recipes_app = new_app("List and show the dataset recipes that come with cvgl.")
 app.add_typer(fetch_app, name="fetch")
 app.add_typer(recipes_app, name="recipes")
 
@@ -60,7 +60,7 @@ def cities(json: Json = False, quiet: bool = False) -> None:
 @takes_recipe
 @takes_verbosity
 def plan(recipe: DatasetRecipe, json: Json = False, quiet: bool = False) -> None:
-    """Say what a build will ask for: windows, area, ground resolution, requests, bytes, time."""
+    """Say what a build will ask for: area, references, tiles to request, ground resolution."""
     from cvgl_data import planning
 
     areas = planning.plan(recipe)
@@ -211,6 +211,8 @@ def pack(
         pipeline.export(directory, out)
         note(f"exported {out}; `datasets.load_from_disk` opens each of its folders")
     elif format_ == "parquet":
+        if out is not None:
+            raise typer.BadParameter("parquet is packed into DIR itself", param_hint="--out")
         with progress_bar(quiet) as bar, pipeline.resume(directory, progress=bar) as begun:
             note(f"packed {begun.pack()}")
     else:

@@ -27,8 +27,8 @@ from ._options import (
     takes_verbosity,
 )
 
-# Before torch is imported: idle OpenMP threads sleep. Spinning, they take the cores from the work of other processes, and
-# a training on a busy two-core machine was seen to take seven times as long.
+# Before torch is imported: idle OpenMP threads shall sleep. Spinning, they take the cores from other processes;
+# on a busy two-core machine a training was seen to take seven times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 app = new_app("Train and evaluate cross-view geo-localization models on datasets built by cvgl-data.")
@@ -102,7 +102,7 @@ def evaluate(
     with progress_bar(quiet) as bar:
         report = measure(folder, data, split, random_init=untrained, progress=bar)
         if sheet is not None:
-            contact_sheet(folder, data, sheet, split=split, progress=bar)
+            contact_sheet(folder, data, sheet, split=split, random_init=untrained, progress=bar)
     if json:
         typer.echo(report.to_json(), nl=False)
     else:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from cvgl_data.errors import FetchError
+from cvgl_data.errors import FetchError, RecipeError
 from cvgl_data.http import Http
 from cvgl_data.images import decode, encode_jpeg, image_size
 from cvgl_data.types import TILE_PX, Fetched, ImagerySource, Outcome, Tile, Window
@@ -80,12 +80,19 @@ async def cut(window: Window, tiles: TileCache) -> Fetched:
 
     Raises:
         FetchError: If a tile fails; a window is never filled up.
+        RecipeError: If the window's edges lie inside pixels of the source's tiles.
     """
     if len(window.tiles) == 1 and window.size == TILE_PX:
         return await tiles.get(window.tiles[0])
+    tile_px = tiles.source.tile_px
+    if any(edge * tile_px % TILE_PX for edge in (window.x, window.y, window.size)):
+        raise RecipeError(
+            f"window {window.key} cannot be cut exactly from tiles of {tile_px} px (tile_px); choose tiles of "
+            f"a multiple of {TILE_PX} px, or windows that are one tile each (grid.size {TILE_PX}, grid.overlap 0)"
+        )
     found = [await tiles.get(tile) for tile in window.tiles]
     return Fetched(
-        image=await asyncio.to_thread(_mosaic, window, [fetched.image for fetched in found], tiles.source.tile_px),
+        image=await asyncio.to_thread(_mosaic, window, [fetched.image for fetched in found], tile_px),
         captured=_merged("/", (fetched.captured for fetched in found)),
         release=_merged("; ", (fetched.release for fetched in found)),
         licence=_merged("; ", (fetched.licence or tiles.source.licence for fetched in found)),

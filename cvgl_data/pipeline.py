@@ -31,7 +31,7 @@ from cvgl_data.selection import choose_ids, read_pano_ids
 from cvgl_data.sources import open_imagery, open_panoramas
 from cvgl_data.store import Store
 from cvgl_data.summary import decentrality_rows
-from cvgl_data.types import Outcome, PanoramaSource, Progress, Silent
+from cvgl_data.types import ImagerySource, Outcome, PanoramaSource, Progress, Silent
 from cvgl_data.workspace import Workspace
 
 T = TypeVar("T")
@@ -102,8 +102,10 @@ def resume(out: Path, **settings: Any) -> Iterator[Build]:
     tables = Workspace(out).recipe_tables()
     if tables is None:
         raise WorkspaceError(f"'{out}' holds no build (no .cvgl folder); `cvgl-data build --out {out}` makes one")
-    with start(resolve(DatasetRecipe, tables), out, **settings) as begun:
-        yield begun
+    recipe = resolve(DatasetRecipe, tables)
+    # Not checked again: the steps after fetching need neither the sources nor the files they were given.
+    with Workspace(out).open(to_tables(recipe)) as workspace:
+        yield Build(recipe, workspace, **settings)
 
 
 def decentrality(folder: Path) -> list[dict[str, Any]]:
@@ -185,6 +187,7 @@ class Build:
                 return counts
 
             counts = self._run(fetch_all)
+            self._select("references", [window.key for _, windows in work for window in windows], imagery)
         return _counted("references", recipe.source, counts)
 
     def fetch_queries(self) -> dict[str, int]:
@@ -215,9 +218,12 @@ class Build:
                         retry_failed=self.retry_failed,
                         cancel=cancel,
                     )
+                chosen.extend(pano_id for ids, _ in work for pano_id in ids)
                 return counts
 
+            chosen: list[str] = []
             counts = self._run(fetch_all)
+            self._select("queries", chosen, panoramas)
         return _counted("queries", recipe.source, counts)
 
     def pair(self) -> pa.Table:
@@ -254,25 +260,30 @@ class Build:
             shards.pack(
                 self.workspace.folder,
                 self.recipe,
-                references=references.batches(references.keys(Outcome.OK)),
-                queries=queries.batches(queries.keys(Outcome.OK)),
+                references=references.batches(self._keys("references", references, Outcome.OK)),
+                queries=queries.batches(self._keys("queries", queries, Outcome.OK)),
                 pairs=self.workspace.read_table("pairs"),
                 distance_map=self.workspace.read_table("distance_map"),
                 splits=self.workspace.read_table("splits"),
-                failures=pa.concat_tables([_failures(references, "reference"), _failures(queries, "query")]),
-                credits=self._credits(),
+                failures=pa.concat_tables(
+                    [
+                        _failures(references, self._keys("references", references, *_FAILED), "reference"),
+                        _failures(queries, self._keys("queries", queries, *_FAILED), "query"),
+                    ]
+                ),
+                credits=[self._credit("references", "imagery"), self._credit("queries", "panoramas")],
             )
         return self.workspace.folder / MANIFEST
 
     def references(self) -> pa.Table:
         """Return the fetched references without pixels."""
         with fetch.reference_store(self.workspace) as store:
-            return store.table(store.keys(Outcome.OK))
+            return store.table(self._keys("references", store, Outcome.OK))
 
     def queries(self) -> pa.Table:
         """Return the fetched queries without pixels."""
         with fetch.query_store(self.workspace) as store:
-            return store.table(store.keys(Outcome.OK))
+            return store.table(self._keys("queries", store, Outcome.OK))
 
     async def _panoramas(
         self, source: PanoramaSource, http: Http
@@ -305,15 +316,19 @@ class Build:
     def _on_item(self, outcome: Outcome) -> None:
         self.progress.advance()
 
-    def _credits(self) -> list[shards.Credit]:
-        """Return whom to credit for the images; sources are opened anew, which costs nothing."""
-        imagery = open_imagery(self.recipe.imagery.source, self.recipe.imagery.options, workers=1)
-        panoramas = open_panoramas(self.recipe.panoramas.source, self.recipe.panoramas.options, workers=1)
-        with closing(imagery), closing(panoramas):
-            return [
-                shards.Credit(kind=kind, name=source.name, attribution=source.attribution, licence=source.licence)
-                for kind, source in (("imagery", imagery), ("panoramas", panoramas))
-            ]
+    def _select(self, kind: str, ids: list[str], source: ImagerySource | PanoramaSource) -> None:
+        """Keep whom to credit and which items the recipe asks for now; the store may hold others."""
+        credit = {name: str(getattr(source, name)) for name in ("name", "attribution", "licence")}
+        self.workspace.write_table(f"selected_{kind}", pa.table({"id": sorted(ids)}).replace_schema_metadata(credit))
+
+    def _keys(self, kind: str, store: Store, *outcomes: Outcome) -> list[str]:
+        """Return the selected items with one of the outcomes, sorted."""
+        selected = set(self.workspace.read_table(f"selected_{kind}")["id"].to_pylist())
+        return [key for key in store.keys(*outcomes) if key in selected]
+
+    def _credit(self, kind: str, credited: str) -> shards.Credit:
+        credit = self.workspace.read_table(f"selected_{kind}").schema.metadata
+        return shards.Credit(kind=credited, **{key.decode(): value.decode() for key, value in credit.items()})
 
     def _run(self, work: Callable[[Http, asyncio.Event], Coroutine[Any, Any, T]]) -> T:
         """Run the network part of a step; SIGINT and SIGTERM let it finish what is in flight."""
@@ -362,8 +377,11 @@ def _counted(kind: str, source: str, counts: Counter[Outcome]) -> dict[str, int]
     return by_name
 
 
-def _failures(store: Store, kind: str) -> pa.Table:
-    failed = store.table(store.keys(*(outcome for outcome in Outcome if outcome != Outcome.OK)))
+_FAILED = tuple(outcome for outcome in Outcome if outcome != Outcome.OK)
+
+
+def _failures(store: Store, keys: list[str], kind: str) -> pa.Table:
+    failed = store.table(keys)
     columns = {
         "id": failed[0],
         "kind": pa.array([kind] * failed.num_rows, pa.string()),

@@ -34,6 +34,7 @@ class AreaPlan:
 
 def plan(recipe: DatasetRecipe) -> list[AreaPlan]:
     """Return what each area of a recipe will ask for; nothing is fetched."""
+    check(recipe)
     imagery = open_imagery(recipe.imagery.source, recipe.imagery.options, workers=1)
     with closing(imagery):
         return [
@@ -64,6 +65,9 @@ def check(recipe: DatasetRecipe) -> None:
         TileGrid(recipe.grid.zoom, recipe.grid.size, recipe.grid.overlap)
         if not recipe.areas:
             windows_of(recipe, found[0], imagery)
+        elif recipe.grid.zoom > imagery.max_zoom:
+            deepest = f"imagery source '{imagery.name}' ends at {imagery.max_zoom}"
+            raise RecipeError(f"recipe key 'grid.zoom' is {recipe.grid.zoom}, {deepest}")
     open_panoramas(recipe.panoramas.source, recipe.panoramas.options, workers=1).close()
 
 

@@ -22,6 +22,18 @@ from cvgl_data.registry import did_you_mean
 
 R = TypeVar("R")
 
+
+def _at_least(least: float, **values: float) -> None:
+    for key, value in values.items():
+        if not least <= value < float("inf"):
+            raise ValueError(f"'{key}' is {value}, it must be at least {least:g}")
+
+
+def _one_of(key: str, value: str, *known: str) -> None:
+    if value not in known:
+        raise ValueError(f"'{key}' is '{value}', it must be one of {', '.join(known)}")
+
+
 _STRICT = {"extra": "forbid"}
 
 
@@ -42,6 +54,9 @@ class AreaRecipe:
     """Keep only this box of the area (west, south, east, north in degrees)."""
     max: int = 0
     """Keep at most this many panoramas here (0: as ``panoramas.max`` says)."""
+
+    def __post_init__(self) -> None:
+        _at_least(0, max=self.max)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +99,13 @@ class PanoramaRecipe(SourceRecipe):
     width: int = 2048
     """Width of re-rendered panoramas; their height is half of it."""
 
+    def __post_init__(self) -> None:
+        _one_of("align", self.align, "auto", "north", "keep")
+        _at_least(0, max=self.max, spacing_m=self.spacing_m)
+        _at_least(2, width=self.width)
+        if self.width % 2:
+            raise ValueError(f"'width' is {self.width}, it must be even")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DistanceMapRecipe:
@@ -91,6 +113,9 @@ class DistanceMapRecipe:
 
     __pydantic_config__ = _STRICT
     k: int = 128
+
+    def __post_init__(self) -> None:
+        _at_least(1, k=self.k)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +143,9 @@ class PackRecipe:
     shard_mb: int = 500
     """Start a new shard when the images in it pass this size."""
 
+    def __post_init__(self) -> None:
+        _at_least(1, shard_mb=self.shard_mb)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetRecipe:
@@ -136,6 +164,11 @@ class DatasetRecipe:
     distance_map: DistanceMapRecipe = field(default_factory=DistanceMapRecipe)
     split: SplitRecipe = field(default_factory=SplitRecipe)
     pack: PackRecipe = field(default_factory=PackRecipe)
+
+    def __post_init__(self) -> None:
+        _at_least(0, seed=self.seed, limit=self.limit)
+        if not self.name:
+            raise ValueError("'name' is empty")
 
 
 def load_toml(name_or_path: str | Path, kind: str) -> dict[str, Any]:
@@ -161,7 +194,10 @@ def read_text(name_or_path: str | Path, kind: str) -> str:
     if path.suffix == ".toml" or path.parent != Path():
         if not path.is_file():
             raise RecipeError(f"no recipe file '{path}'")
-        return path.read_text(encoding="utf-8")
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(f"recipe '{path}' cannot be read: {error}") from None
     shipped = files("cvgl_recipes") / kind / f"{name_or_path}.toml"
     if not shipped.is_file():
         known = shipped_recipes(kind)

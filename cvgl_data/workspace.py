@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -29,6 +30,9 @@ from cvgl_data.store import Store, open_arrow, replace_file
 
 logger = logging.getLogger(__name__)
 
+TABLE_FOLDERS = ("references", "queries", "pairs", "distance_map", "references_meta", "queries_meta", "failures")
+"""Folders below ``data`` whose files are ours to delete; anything else there is the user's."""
+
 
 class Workspace:
     """State of one build.
@@ -46,31 +50,33 @@ class Workspace:
         """Return the recipe that the folder belongs to; ``None`` if it holds no build.
 
         Raises:
-            WorkspaceError: If the saved recipe cannot be read.
+            WorkspaceError: If the folder is a file, or the saved recipe cannot be read.
         """
-        path = self.state / "recipe.toml"
-        try:
-            return tomllib.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError) as error:
-            raise WorkspaceError(f"'{path}' is damaged ({error}); --overwrite starts over") from None
+        if self.folder.is_file():
+            raise WorkspaceError(f"'{self.folder}' is a file, not a dataset folder")
+        return _read_recipe(self.state / "recipe.toml")
 
     def open(self, recipe_tables: Mapping[str, Any], overwrite: bool = False) -> Workspace:
         """Begin a build in this folder, or go on with the one it holds, and lock it against other processes.
 
         Args:
             recipe_tables: The resolved recipe.
-            overwrite: Delete a build of another recipe (never a folder that is not ours).
+            overwrite: Delete the build that the folder holds, of this recipe too (never a folder that is not ours).
 
         Raises:
-            WorkspaceError: If the folder holds something else, a build of another recipe, or is in use.
+            WorkspaceError: If the folder holds something else, a build of another recipe, is in use, or cannot be
+                written.
         """
         text = tomli_w.dumps(dict(recipe_tables))
-        self._refuse_strangers()
-        self.state.mkdir(parents=True, exist_ok=True)
-        self._acquire()
         try:
+            self._refuse_strangers()
+            self.state.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(self.state / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            reason = error.strerror or error
+            raise WorkspaceError(f"cannot work in '{self.folder}' ({reason}); choose another folder") from None
+        try:
+            self._acquire(self._lock)
             self._adopt(text, overwrite)
         except BaseException:
             self.close()
@@ -125,33 +131,31 @@ class Workspace:
     def _refuse_strangers(self) -> None:
         if self.folder.is_file():
             raise WorkspaceError(f"'{self.folder}' is a file; choose a folder")
-        if not self.folder.is_dir() or self.state.is_dir() or (self.folder / "manifest.json").is_file():
+        if not self.folder.is_dir() or self.state.is_dir() or _is_dataset(self.folder):
             return
         if any(self.folder.iterdir()):
             raise WorkspaceError(f"'{self.folder}' is not empty and holds no cvgl build; choose another folder")
 
-    def _acquire(self) -> None:
-        self._lock = os.open(self.state / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    def _acquire(self, lock: int) -> None:
         try:
             if sys.platform == "win32":
                 import msvcrt
 
-                msvcrt.locking(self._lock, msvcrt.LK_NBLCK, 1)
+                msvcrt.locking(lock, msvcrt.LK_NBLCK, 1)
             else:
                 import fcntl
 
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            self.close()
             raise WorkspaceError(f"'{self.folder}' is in use by another process; wait for it or stop it") from None
 
     def _adopt(self, text: str, overwrite: bool) -> None:
         saved = None
         try:
             saved = self.recipe_tables()
-            if saved is None and (self.folder / "recipe.toml").is_file():  # a dataset without its workspace
-                saved = tomllib.loads((self.folder / "recipe.toml").read_text(encoding="utf-8"))
-        except (WorkspaceError, ValueError):
+            if saved is None:  # perhaps a dataset without its workspace
+                saved = _read_recipe(self.folder / "recipe.toml")
+        except WorkspaceError:
             if not overwrite:
                 raise
             saved = {}
@@ -162,21 +166,48 @@ class Workspace:
                 f"'{self.folder}' holds a build of another recipe ({shown}); "
                 "choose another folder, or pass --overwrite to delete it"
             )
-        if changed:
+        if changed or overwrite:
+            if saved is not None:
+                logger.info("deleting the build in %s", self.folder)
             self._wipe()
-        if changed or self.recipe_tables() is None:
+        if changed or overwrite or self.recipe_tables() is None:
             replace_file(self.state / "recipe.toml", lambda path: _write_text(path, text))
 
     def _wipe(self) -> None:
-        """Delete the build, the manifest that vouches for it first and the recipe it belongs to last."""
-        logger.info("deleting the build in %s", self.folder)
+        """Delete the build, the manifest that vouches for it first; the caller saves the new recipe after it."""
+        # Killed on the way, what is left must not be taken for a build to go on with: this is no TOML.
+        replace_file(self.state / "recipe.toml", lambda path: _write_text(path, "half deleted"))
         (self.folder / "manifest.json").unlink(missing_ok=True)
-        shutil.rmtree(self.folder / "data", ignore_errors=True)
+        data = self.folder / "data"
+        for name in TABLE_FOLDERS:
+            shutil.rmtree(data / name, ignore_errors=True)
+        if data.is_dir() and not any(data.iterdir()):
+            data.rmdir()
         for entry in sorted(self.state.iterdir()):
             if entry.is_dir():
                 shutil.rmtree(entry)
             elif entry.name not in ("lock", "recipe.toml"):
                 entry.unlink()
+
+
+def _is_dataset(folder: Path) -> bool:
+    """Whether the folder's ``manifest.json`` is ours: browser extensions and web sites have one as well."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(manifest, dict) and "schema_version" in manifest and isinstance(manifest.get("files"), dict)
+
+
+def _read_recipe(path: Path) -> dict[str, Any] | None:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError as error:
+        raise WorkspaceError(f"'{path}' is damaged ({error}); --overwrite starts over") from None
+    except OSError as error:
+        raise WorkspaceError(f"'{path}' cannot be read ({error.strerror or error})") from None
 
 
 def _write_text(path: Path, text: str) -> None:

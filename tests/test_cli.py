@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -75,6 +76,11 @@ WRONG = {
     "clip outside": (["plan", "--city", "seattle", "--clip", "0,0,1,1", *SIMULATED], "seattle"),
     "no area": (["plan", *SIMULATED], "--city"),
     "missing dataset": (["show", "nowhere"], "nowhere"),
+    "zoom deeper than the source": (["build", *BOX, *SIMULATED, "--zoom", "23"], "ends at 22"),
+    "negative limit": (["plan", *BOX, *SIMULATED, "--limit", "-5"], "limit"),
+    "no neighbors": (["build", *BOX, *SIMULATED, "--set", "distance_map.k=0"], "distance_map"),
+    "unknown alignment": (["build", *BOX, *SIMULATED, "--set", "panoramas.align=foo"], "panoramas"),
+    "unknown test area": (["build", *BOX, *SIMULATED, "--test-area", "nowhere"], "nowhere"),
     "missing folder of tiles": (["build", "--imagery", "folder:nowhere", "--panoramas", "folder:x"], "nowhere"),
 }
 
@@ -90,6 +96,33 @@ def test_wrong_input_is_one_line_that_names_it(name):
     assert named in lines[0]
     assert done.stdout == ""
     assert not list(Path().iterdir()), "wrong input must not leave anything behind"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['areas = "x"', 'areas = ["seattle"]', 'imagery = "simulated"', 'split = "x"', "name = 3", "]", "caf\xe9 = 1"],
+)
+def test_a_recipe_of_wrong_types_is_one_line(tmp_path, text):
+    path = tmp_path / "wrong.toml"
+    path.write_bytes(text.encode("latin-1"))
+    done = run("cvgl-data", "plan", "--recipe", str(path), *SIMULATED, "--clip", "0,0,1,1", "--test-area", "x")
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done.stderr
+
+
+def test_parquet_is_packed_in_place(tmp_path):
+    done = run("cvgl-data", "pack", str(tmp_path), "--out", "elsewhere")
+    assert done.returncode == 2
+    assert "--out" in done.stderr
+
+
+def test_training_without_torch_says_what_to_install(tmp_path):
+    (tmp_path / "torch.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [str(BIN / "cvgl-train"), "run", "demo", "--data", "x"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 1
+    assert "cvgl[train]" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("words", [["build", "--bbox", "1,2,3"], ["nothing"], ["plan", "--zoom", "x"], ["show"]])

@@ -100,6 +100,18 @@ def test_other_windows_are_cut_from_their_tiles_once(workspace, tile_px):
         assert row["captured"] == "/".join(f"2024-0{month}-01" for month in dict.fromkeys((months[0], months[-1])))
 
 
+def test_windows_that_would_be_cut_inside_a_pixel_are_refused(workspace):
+    x, y = 41999 * TILE_PX, 93333 * TILE_PX
+    source = FakeImagery(300)
+    for off in (window(x + 100, y), window(x, y + 100), window(x, y, size=100)):
+        with pytest.raises(RecipeError, match=r"tiles of 300 px \(tile_px\)"):
+            references(workspace, source, [off])
+    assert not source.asked
+    exact = [window(x, y), window(x + 128, y + 64), window(x, y, size=512)]
+    assert references(workspace, source, exact) == {Outcome.OK: 3}
+    assert [image_size(stored(workspace)[found.key]["image"])[0] for found in exact] == [300, 300, 600]
+
+
 def test_windows_across_the_antimeridian_ask_for_tiles_of_this_world(workspace):
     world = TILE_PX * 2**ZOOM
     source = FakeImagery()

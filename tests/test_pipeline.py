@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -213,6 +214,40 @@ def test_nothing_to_be_had_is_an_error(tmp_path, golden):
     tables = {**TABLES, "imagery": {"source": "folder", "options": {"location": str(golden / "banepa")}}}
     with pytest.raises(FetchError, match="not one of the references"):
         pipeline.build(resolve(DatasetRecipe, tables), tmp_path / "x")
+
+
+def test_only_what_the_recipe_asks_for_now_is_packed(tmp_path, golden):
+    """The folder lost a picture since the first build; what was fetched of it is not packed again."""
+    for name in ("banepa", "strasbourg"):
+        shutil.copytree(golden / name, tmp_path / name)
+    tables = {
+        "name": "real",
+        "imagery": {"source": "folder", "options": {"location": str(tmp_path / "banepa")}},
+        "panoramas": {"source": "folder", "options": {"location": str(tmp_path / "strasbourg")}},
+    }
+    recipe = resolve(DatasetRecipe, tables)
+    pipeline.build(recipe, tmp_path / "x")
+    (tmp_path / "strasbourg" / "stra_1_1.jpg").unlink()
+    pipeline.build(recipe, tmp_path / "x")
+    pipeline.build(recipe, tmp_path / "fresh")
+    assert contents(tmp_path / "x") == contents(tmp_path / "fresh")
+    assert "stra_1_1.jpg" not in open_dataset(tmp_path / "x").images
+
+
+def test_later_steps_do_not_need_the_sources(tmp_path, golden):
+    shutil.copytree(golden / "banepa", tmp_path / "tiles")
+    tables = {
+        "name": "real",
+        "imagery": {"source": "folder", "options": {"location": str(tmp_path / "tiles")}},
+        "panoramas": {"source": "folder", "options": {"location": str(golden / "strasbourg")}},
+    }
+    pipeline.build(resolve(DatasetRecipe, tables), tmp_path / "x")
+    before = contents(tmp_path / "x")
+    shutil.rmtree(tmp_path / "tiles")
+    with pipeline.resume(tmp_path / "x") as begun:
+        begun.pair()
+        begun.pack()
+    assert contents(tmp_path / "x") == before
 
 
 def test_manifest_names_every_file(built):

@@ -22,7 +22,9 @@ from cvgl_data.errors import DatasetError, SchemaError
 from cvgl_data.neighbors import distance_map
 from cvgl_data.pairing import pair
 from cvgl_data.recipe import DatasetRecipe, PackRecipe, SplitRecipe, resolve
+from cvgl_data.shards import card
 from cvgl_data.splits import split
+from cvgl_data.workspace import TABLE_FOLDERS
 
 RECIPE = DatasetRecipe(name="toy", split=SplitRecipe(block_m=150))
 
@@ -214,10 +216,19 @@ def test_packing_again_replaces_everything(tmp_path, tables):
     (out / "data/queries/train-00003-of-00009.parquet").write_bytes(b"stale")
     (out / "data/queries/train-00000.parquet.tmp").write_bytes(b"half")
     (out / "notes.txt").write_text("mine")
+    (out / "data/mine").mkdir()
+    for name in ("data/mine/raw.parquet", "data/mine/raw.tmp", "data/labels.csv"):
+        (out / name).write_bytes(b"mine")
     few = queries.slice(0, 40)
     toy.pack(out, references, few)
     toy.pack(tmp_path / "fresh", references, few)
-    assert contents(out) == contents(tmp_path / "fresh") | {"notes.txt": b"mine"}
+    assert contents(out) == contents(tmp_path / "fresh") | dict.fromkeys(
+        ("notes.txt", "data/mine/raw.parquet", "data/mine/raw.tmp", "data/labels.csv"), b"mine"
+    )
+
+
+def test_every_table_that_is_packed_is_in_a_folder_known_as_ours(packed):
+    assert {path.name for path in (packed / "data").iterdir()} == set(TABLE_FOLDERS) > set(card.TABLES)
 
 
 def test_a_failed_packing_leaves_the_earlier_dataset_whole(tmp_path, tables):
@@ -353,6 +364,17 @@ def test_export_arrow(packed, tmp_path):
     assert not (tmp_path / "arrow.tmp").exists()
     with pytest.raises(DatasetError, match="exists already"):
         shards.export_arrow(packed, out)
+
+
+def test_a_damaged_dataset_is_not_exported(tables, tmp_path):
+    toy.pack(tmp_path / "packed", *tables)
+    shard = tmp_path / "packed/data/queries/train-00000-of-00001.parquet"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(DatasetError, match=r"train-00000-of-00001\.parquet' is not what was packed"):
+        shards.export_arrow(tmp_path / "packed", tmp_path / "arrow")
+    assert [path.name for path in tmp_path.iterdir()] == ["packed"]
 
 
 def test_card(packed):

@@ -88,19 +88,20 @@ def test_two_files_for_one_tile_are_an_error(tmp_path):
         FolderImagery(str(tmp_path / "a"))
 
 
-def geotiff(path, tile, epsg=3857, shift_px=0.0, size=256):
+def geotiff(path, tile, epsg=3857, shift_px=0.0, size=256, tags=None):
     side = EARTH_CIRCUMFERENCE_M / 2**tile.z
     scale = side / size
     west = tile.x * side - EARTH_CIRCUMFERENCE_M / 2 + shift_px * scale
     north = EARTH_CIRCUMFERENCE_M / 2 - tile.y * side
-    tags = {
+    written = {
         33550: (scale, scale, 0.0),
         33922: (0.0, 0.0, 0.0, west, north, 0.0),
         34735: (1, 1, 0, 2, 1024, 0, 1, 1, 3072, 0, 1, epsg),
+        **(tags or {}),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     info = ImageFileDirectory_v2()
-    for key, value in tags.items():
+    for key, value in written.items():
         info.tagtype[key] = 3 if key == 34735 else 12
         info[key] = value
     Image.new("RGB", (size, size)).save(path, tiffinfo=info)
@@ -131,6 +132,46 @@ def test_what_cannot_be_placed_is_named(tmp_path):
         FolderImagery(str(tmp_path / "empty"))
     with pytest.raises(DatasetNotFoundError, match="there is no folder"):
         FolderImagery(str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"<html>", b"\x89PNG\r\n\x1a\n\0\0", b"II*\0\xff\xff\xff\xff", b"\xff\xd8\xff\xd9"]
+)
+def test_the_tile_size_comes_from_the_first_file_that_can_be_read(tmp_path, body):
+    touch(tmp_path / "a", "41999-93333-18.png", "42000-93333-18.png", size=64)
+    (tmp_path / "a/41999-93333-18.png").write_bytes(body)
+    assert FolderImagery(str(tmp_path / "a")).tile_px == 64
+    (tmp_path / "a/42000-93333-18.png").write_bytes(body)
+    with pytest.raises(RecipeError, match=r"41999-93333-18\.png' cannot be read as an image"):
+        FolderImagery(str(tmp_path / "a"))
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {33550: (0.0, 0.0, 0.0)},
+        {33550: (math.nan, 1.0, 0.0)},
+        {33550: (-1.0, 1.0, 0.0)},
+        {33550: (1.0,)},
+        {33922: (0.0, 0.0)},
+    ],
+)
+def test_a_georeference_that_makes_no_sense_is_named(tmp_path, tags):
+    geotiff(tmp_path / "a/field.tif", Tile(41999, 93333, 18), tags=tags)
+    with pytest.raises(RecipeError, match=r"field\.tif'"):
+        FolderImagery(str(tmp_path / "a"))
+
+
+def test_a_huge_or_cut_geotiff_is_named(tmp_path, monkeypatch):
+    geotiff(tmp_path / "a/field.tif", Tile(41999, 93333, 18))
+    with monkeypatch.context() as patch:
+        patch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+        with pytest.raises(RecipeError, match="cannot be read as an image"):
+            FolderImagery(str(tmp_path / "a"))
+    content = (tmp_path / "a/field.tif").read_bytes()
+    (tmp_path / "a/field.tif").write_bytes(content[:8])
+    with pytest.raises(RecipeError, match="cannot be read as an image"):
+        FolderImagery(str(tmp_path / "a"))
 
 
 # Panoramas

@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 
@@ -44,7 +45,8 @@ def test_overwrite_starts_over(tmp_path):
     with Workspace(folder).open(RECIPE) as workspace, workspace.store("references", SCHEMA, "id") as store:
         workspace.write_table("pairs", pa.table({"a": [1]}))
         store.append(row("a"))
-    (folder / "data").mkdir()
+    (folder / "data/queries").mkdir(parents=True)
+    (folder / "data/queries/train-00000-of-00001.parquet").write_bytes(b"ours")
     (folder / "manifest.json").write_text("{}")
     (folder / "notes.txt").write_text("the user's")
     with Workspace(folder).open({**RECIPE, "seed": 2}, overwrite=True) as workspace:
@@ -52,6 +54,41 @@ def test_overwrite_starts_over(tmp_path):
         assert len(workspace.store("references", SCHEMA, "id")) == 0
         assert workspace.recipe_tables()["seed"] == 2
     assert {entry.name for entry in folder.iterdir()} == {".cvgl", "notes.txt"}
+
+
+def test_overwrite_starts_over_with_the_same_recipe_too(tmp_path, caplog):
+    caplog.set_level("INFO")
+    folder = tmp_path / "d"
+    with Workspace(folder).open(RECIPE, overwrite=True) as workspace:
+        assert not caplog.messages, "there was nothing to delete"
+        workspace.write_table("pairs", pa.table({"a": [1]}))
+        with workspace.store("references", SCHEMA, "id") as store:
+            store.append(row("a"))
+    (folder / "data/pairs").mkdir(parents=True)
+    (folder / "data/mine.csv").write_text("the user's")
+    with Workspace(folder).open(RECIPE, overwrite=True) as workspace:
+        assert not workspace.has_table("pairs")
+        assert len(workspace.store("references", SCHEMA, "id")) == 0
+        assert workspace.recipe_tables() == RECIPE
+    assert "deleting the build" in caplog.text
+    assert [path.name for path in (folder / "data").iterdir()] == ["mine.csv"]
+
+
+def test_a_build_killed_while_it_is_deleted_is_not_gone_on_with(tmp_path, monkeypatch):
+    with Workspace(tmp_path / "d").open(RECIPE) as workspace, workspace.store("references", SCHEMA, "id") as store:
+        store.append(row("a"))
+
+    def dies(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("cvgl_data.workspace.shutil.rmtree", dies)
+        with pytest.raises(KeyboardInterrupt):
+            Workspace(tmp_path / "d").open(RECIPE, overwrite=True)
+    with pytest.raises(WorkspaceError, match="--overwrite starts over"):
+        Workspace(tmp_path / "d").open(RECIPE)
+    with Workspace(tmp_path / "d").open(RECIPE, overwrite=True) as workspace:
+        assert len(workspace.store("references", SCHEMA, "id")) == 0
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -63,6 +100,40 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path, overwrite):
         Workspace(tmp_path / "thesis.tex").open(RECIPE, overwrite=overwrite)
     assert (tmp_path / "thesis.tex").read_text() == "x"
     assert not (tmp_path / ".cvgl").exists()
+
+
+@pytest.mark.parametrize("manifest", ['{"manifest_version": 3, "name": "x"}', "[]", "{", '{"schema_version": "1"}'])
+def test_a_manifest_of_something_else_makes_no_dataset(tmp_path, manifest):
+    (tmp_path / "manifest.json").write_text(manifest)
+    with pytest.raises(WorkspaceError, match="holds no cvgl build"):
+        Workspace(tmp_path).open(RECIPE, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
+
+
+def dataset_without_workspace(folder):
+    folder.mkdir()
+    (folder / "manifest.json").write_text(json.dumps({"schema_version": "1", "files": {}}))
+    return folder
+
+
+def test_a_dataset_without_its_workspace_is_ours(tmp_path):
+    folder = dataset_without_workspace(tmp_path / "d")
+    (folder / "recipe.toml").write_text("name = ")
+    with pytest.raises(WorkspaceError, match=r"d/recipe\.toml' is damaged"):
+        Workspace(folder).open(RECIPE)
+    with Workspace(folder).open(RECIPE, overwrite=True) as workspace:
+        assert workspace.recipe_tables() == RECIPE
+    assert not (folder / "manifest.json").exists()
+
+
+def test_what_is_no_folder_or_cannot_be_one_is_named(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(WorkspaceError, match="file' is a file, not a dataset folder"):
+        Workspace(tmp_path / "file").recipe_tables()
+    assert Workspace(tmp_path / "file/below").recipe_tables() is None
+    assert Workspace(tmp_path / "nowhere").recipe_tables() is None
+    with pytest.raises(WorkspaceError, match=r"cannot work in '.*below' \(Not a directory\)"):
+        Workspace(tmp_path / "file/below").open(RECIPE)
 
 
 def test_a_damaged_recipe_is_named(tmp_path):

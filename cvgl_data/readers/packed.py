@@ -118,7 +118,10 @@ def check_files(folder: Path, manifest: Mapping[str, Any], *, verify: bool = Fal
             with path.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             if digest != entry["sha256"]:
-                raise DatasetError(f"'{path}' is not what was packed: its sha256 differs from the manifest's")
+                raise DatasetError(
+                    f"'{path}' is not what was packed, its sha256 differs from the manifest's; "
+                    "pack the dataset again or fetch it again"
+                )
 
 
 class PackedImages(Mapping[str, bytes]):

@@ -23,7 +23,7 @@ from cvgl_data.errors import DatasetError, SchemaError
 from cvgl_data.readers.packed import MANIFEST, check_files, read_manifest
 from cvgl_data.recipe import DatasetRecipe, to_toml
 from cvgl_data.shards import card, geoparquet
-from cvgl_data.shards.files import TMP, ImageWriter, ShardFiles, entry
+from cvgl_data.shards.files import TMP, ImageWriter, ShardFiles, entry, files_of_tables
 
 REFERENCES_PER_GROUP = 1000
 QUERIES_PER_GROUP = 64
@@ -59,7 +59,7 @@ def pack(
     complete.
 
     Args:
-        out: Dataset folder; its sub-folder ``data`` holds nothing else afterwards.
+        out: Dataset folder; the folders of its tables below ``data`` hold nothing else afterwards.
         recipe: The resolved recipe; saved beside the data.
         references: Batches of schema ``REFERENCES`` sorted by id; ``image`` is the Hub struct or plain binary; extra
             columns are ignored. Only one row group is held in memory.
@@ -75,9 +75,8 @@ def pack(
         DatasetError: If a row has no image.
     """
     data = out / "data"
-    for stray in data.rglob("*" + TMP):
-        stray.unlink()
     files = ShardFiles(data)
+    files.discard()
     try:
         counts = _write_tables(files, recipe, references, queries, pairs, distance_map, splits, failures)
     except BaseException:
@@ -85,9 +84,9 @@ def pack(
         raise
     (out / MANIFEST).unlink(missing_ok=True)
     entries = files.put_in_place()
-    for stale in sorted(data.rglob("*")):
-        if stale.is_file() and stale.relative_to(out).as_posix() not in entries:
-            stale.unlink()
+    for path in files_of_tables(data):
+        if path.relative_to(out).as_posix() not in entries:
+            path.unlink()
 
     text = card.render(recipe.name, entries, counts, [asdict(credit) for credit in credits])
     for name, content in (("README.md", text), ("recipe.toml", to_toml(recipe))):
@@ -119,7 +118,7 @@ def export_arrow(dataset_dir: Path, out: Path) -> None:
     if out.exists():
         raise DatasetError(f"'{out}' exists already; name another folder for the Arrow export")
     manifest = read_manifest(dataset_dir)
-    check_files(dataset_dir, manifest)
+    check_files(dataset_dir, manifest, verify=True)
     part = out.with_name(out.name + TMP)
     shutil.rmtree(part, ignore_errors=True)
     had_bars = not datasets.are_progress_bars_disabled()

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from cvgl_data import image_index, schema
 from cvgl_data.readers.packed import index_path
+from cvgl_data.workspace import TABLE_FOLDERS
 
 ROWS_PER_GROUP = 10_000
 """Row groups of tables without pixels."""
@@ -66,9 +67,10 @@ class ShardFiles:
         return entries
 
     def discard(self) -> None:
-        """Remove what was written."""
-        for stray in self._data.rglob("*" + TMP):
-            stray.unlink()
+        """Remove what was written here or left by an earlier packing, and is not in place."""
+        for path in files_of_tables(self._data):
+            if path.name.endswith(TMP):
+                path.unlink()
 
 
 class ImageWriter:
@@ -133,6 +135,11 @@ class ImageWriter:
             np.save(file, image_index.build(self._path), allow_pickle=False)
         self._files.add(self._table, self._split, self._path, self._num_rows)
         self._writer, self._num_rows, self._num_bytes = None, 0, 0
+
+
+def files_of_tables(data: Path) -> list[Path]:
+    """Return the files in the folders of our tables; other files below ``data`` are the user's."""
+    return [path for name in TABLE_FOLDERS for path in sorted((data / name).glob("*")) if path.is_file()]
 
 
 def _hub_features(columns: pa.Schema) -> bytes:

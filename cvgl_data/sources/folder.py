@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 import re
+import struct
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +16,10 @@ import numpy as np
 from PIL import Image
 
 from cvgl_data.aoi import AreaOfInterest
-from cvgl_data.errors import DatasetNotFoundError, NoImagery, NoPanorama, RecipeError
+from cvgl_data.errors import DatasetNotFoundError, FetchError, NoImagery, NoPanorama, RecipeError
 from cvgl_data.grid import Windows
 from cvgl_data.http import Http
+from cvgl_data.images import image_size
 from cvgl_data.types import EARTH_CIRCUMFERENCE_M, TILE_PX, Fetched, Panorama, PanoramaRef, Tile
 
 logger = logging.getLogger(__name__)
@@ -31,6 +33,10 @@ _PROJECTED_CRS_KEY = 3072
 
 _EXIF_ARTIST, _EXIF_IFD, _GPS_IFD = 315, 0x8769, 0x8825
 _DATETIME_ORIGINAL, _OFFSET_ORIGINAL = 36867, 36881
+
+
+_UNREADABLE = (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError)
+"""What Pillow raises for damaged files, and for those that claim to be huge."""
 
 
 class FolderImagery:
@@ -47,7 +53,7 @@ class FolderImagery:
 
     Raises:
         DatasetNotFoundError: If there is no such folder.
-        RecipeError: If it holds no images, or one that cannot be placed.
+        RecipeError: If it holds no images, none that can be read, or one that cannot be placed.
     """
 
     name = "folder"
@@ -58,8 +64,7 @@ class FolderImagery:
         paths = _images_below(location, IMAGE_SUFFIXES)
         self._paths = _place(paths, order)
         self.max_zoom = max(tile.z for tile in self._paths)
-        with Image.open(paths[0]) as first:
-            self.tile_px = first.width
+        self.tile_px = _first_width(paths)
 
     @property
     def tiles(self) -> list[Tile]:
@@ -149,6 +154,17 @@ def _images_below(location: str, suffixes: tuple[str, ...]) -> list[Path]:
     return paths
 
 
+def _first_width(paths: Iterable[Path]) -> int:
+    """Return the width of the first image that can be read; the others are checked when they are fetched."""
+    reasons = []
+    for path in paths:
+        try:
+            return image_size(path.read_bytes())[0]
+        except (FetchError, OSError) as error:
+            reasons.append(f"'{path}' cannot be read as an image ({error})")
+    raise RecipeError(f"{reasons[0]}, nor can any other in its folder; repair them or name another folder")
+
+
 def _place(paths: Iterable[Path], order: str) -> dict[Tile, Path]:
     """Find out which tile each file is."""
     if order and order not in _ORDERS:
@@ -220,13 +236,15 @@ def _tile_of_geotiff(path: Path) -> Tile:
             keys = tags.get(_GEO_KEYS, ())
             scale, tiepoint = tags.get(_MODEL_PIXEL_SCALE), tags.get(_MODEL_TIEPOINT)
             width, height = image.size
-    except OSError as error:
+    except _UNREADABLE as error:
         raise RecipeError(f"'{path}' cannot be read as an image ({error}); remove or repair it") from None
     if not scale or not tiepoint:
         raise RecipeError(f"'{path}' has neither tile numbers in its name nor a georeference; {hint}")
     crs = next((keys[at + 3] for at in range(4, len(keys) - 3, 4) if keys[at] == _PROJECTED_CRS_KEY), None)
     if crs != 3857:
         raise RecipeError(f"'{path}' is georeferenced in EPSG:{crs}, not 3857; {hint}")
+    if len(scale) < 2 or len(tiepoint) < 5 or not all(map(math.isfinite, (*scale, *tiepoint))) or min(scale[:2]) <= 0:
+        raise RecipeError(f"'{path}' has a georeference that makes no sense; {hint}")
     half = EARTH_CIRCUMFERENCE_M / 2
     side_m = width * scale[0]
     zoom = round(math.log2(EARTH_CIRCUMFERENCE_M / side_m))
@@ -245,7 +263,7 @@ def _read_panorama(path: Path, pano_id: str) -> Panorama:
         with Image.open(path) as image:
             exif = image.getexif()
             xmp = image.info.get("xmp", b"")
-    except OSError as error:
+    except _UNREADABLE as error:
         raise NoPanorama(f"'{pano_id}' is not a readable JPEG ({error})", source="folder", item=pano_id) from None
     gps, details = exif.get_ifd(_GPS_IFD), exif.get_ifd(_EXIF_IFD)
     lat, lon = _degrees(gps.get(2), gps.get(1), "S"), _degrees(gps.get(4), gps.get(3), "W")

@@ -3,34 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import datetime
 import hashlib
 import math
-import multiprocessing
-import os
 import re
-import signal
-import threading
-from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import AsyncIterator, Iterator
 from functools import partial
-from multiprocessing import connection, resource_tracker
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-from cvgl_data.errors import FetchError, NoImagery, NoPanorama, RecipeError
+from cvgl_data.errors import NoImagery, NoPanorama, RecipeError
 from cvgl_data.simulation import World, render_map, render_panorama, render_tile
+from cvgl_data.simulation.workers import Workers
 from cvgl_data.types import BBox, Fetched, Panorama, PanoramaRef, Tile
 
 if TYPE_CHECKING:
     from cvgl_data.aoi import AreaOfInterest
     from cvgl_data.http import Http
-
-T = TypeVar("T")
 
 ATTRIBUTION = "cvgl simulated world"
 LICENCE = "CC0-1.0"
@@ -73,7 +65,7 @@ class SimulatedImagery:
         self._quality = _within("quality", quality, 1, 100)
         self._shadows = shadows
         self._world = World(_within("seed", seed, -(2**63), 2**63 - 1))
-        self._workers = _Workers(workers)
+        self._workers = Workers(_within("workers", workers, 0, 1024))
 
     async def fetch(self, tile: Tile, http: Http | None = None) -> Fetched:
         """Render the tile.
@@ -103,7 +95,7 @@ class SimulatedMap:
         self.tile_px = _within("tile_px", tile_px, 16, 4096)
         self._quality = _within("quality", quality, 1, 100)
         self._world = World(_within("seed", seed, -(2**63), 2**63 - 1))
-        self._workers = _Workers(workers)
+        self._workers = Workers(_within("workers", workers, 0, 1024))
 
     async def fetch(self, tile: Tile, http: Http | None = None) -> Fetched:
         """Render the tile; errors as for `SimulatedImagery.fetch`."""
@@ -163,7 +155,7 @@ class SimulatedPanoramas:
         self._date = _as_date(date)
         self._shadows = shadows
         self._world = World(_within("seed", seed, -(2**63), 2**63 - 1))
-        self._workers = _Workers(workers)
+        self._workers = Workers(_within("workers", workers, 0, 1024))
 
     async def discover(self, area: AreaOfInterest, http: Http | None = None) -> AsyncIterator[PanoramaRef]:
         """Yield the panoramas inside the area, from north to south in bands, the same in every run."""
@@ -238,74 +230,6 @@ class SimulatedPanoramas:
                 item=pano_id,
             )
         return lon, lat
-
-
-class _Workers:
-    """Runs renderers elsewhere than on the event loop's thread: in processes, or in one thread."""
-
-    def __init__(self, count: int) -> None:
-        self._count = _within("workers", count, 0, 1024) or os.cpu_count() or 1
-        self._executor: Executor | None = None
-        self._starting = asyncio.Lock()
-
-    async def run(self, render: Callable[[], T], source: str, item: str) -> T:
-        if self._executor is None:
-            async with self._starting:
-                if self._executor is None:
-                    # The first item is rendered here, so that kernels are compiled once and not by every process.
-                    result = await asyncio.to_thread(render)
-                    self._executor = self._start()
-                    return result
-        try:
-            # Processes start at submission, and must not see an interrupt before they ignore it.
-            with _interrupts_held():
-                future = self._executor.submit(render)
-            return await asyncio.wrap_future(future)
-        except BrokenExecutor as error:
-            self.close()
-            raise FetchError(
-                f"{item} was not rendered: a worker process died; try again with fewer workers",
-                source=source,
-                item=item,
-            ) from error
-
-    def close(self) -> None:
-        executor, self._executor = self._executor, None
-        if executor is not None:
-            executor.shutdown(cancel_futures=True)
-
-    def _start(self) -> Executor:
-        if self._count == 1:
-            return ThreadPoolExecutor(1)
-        resource_tracker.ensure_running()
-        return ProcessPoolExecutor(
-            self._count, mp_context=multiprocessing.get_context("spawn"), initializer=_begin_work
-        )
-
-
-@contextlib.contextmanager
-def _interrupts_held() -> Iterator[None]:
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _begin_work() -> None:
-    """Prepare a worker process: the parent alone reacts to Ctrl-C, and no worker outlives it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
 
 
 def _tile_jpeg(world: World, bounds: BBox, size_px: int, date: datetime.date, shadows: bool, quality: int) -> bytes:

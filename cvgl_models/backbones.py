@@ -6,8 +6,9 @@ normalized with).
 
 from __future__ import annotations
 
+import difflib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from cvgl_data.errors import CheckpointError, UnknownNameError
 from cvgl_data.registry import Registry, did_you_mean
 
 logger = logging.getLogger(__name__)
+
+_NAMES_SHOWN = 8
 
 BACKBONES: Registry[Callable[[], nn.Module]] = Registry(
     "backbone",
@@ -99,11 +102,11 @@ def _timm_model(name: str, pretrained: bool, image_size: tuple[int, int]) -> tup
     import timm
 
     if not timm.is_model(name):
-        raise UnknownNameError(f"unknown backbone '{name}'{did_you_mean(name, [*BACKBONES, *timm.list_models()])}")
+        raise UnknownNameError(f"unknown backbone '{name}'{_hint(name, [*BACKBONES, *timm.list_models()])}")
     architecture, _, tag = name.partition(".")
     tags = timm.list_pretrained(f"{architecture}.*")
     if tag and name not in tags:
-        raise UnknownNameError(f"unknown backbone '{name}'{did_you_mean(name, tags)}")
+        raise UnknownNameError(f"unknown backbone '{name}'{_hint(name, tags)}")
     options: dict[str, Any] = {"num_classes": 0, "pretrained": pretrained}
     if timm.get_pretrained_cfg_value(name, "fixed_input_size"):
         options["img_size"] = image_size
@@ -123,6 +126,13 @@ def _timm_model(name: str, pretrained: bool, image_size: tuple[int, int]) -> tup
     config: Mapping[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
     model.mean, model.std = tuple(config["mean"]), tuple(config["std"])  # type: ignore[assignment]
     return model, str(config.get("classifier") or "")
+
+
+def _hint(name: str, known: Sequence[str]) -> str:
+    """Return the nearest known name, or the first few: timm has more than a thousand."""
+    near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
+    more = "" if near or len(known) <= _NAMES_SHOWN else ", …"
+    return did_you_mean(name, near or known[:_NAMES_SHOWN]) + more
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

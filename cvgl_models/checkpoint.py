@@ -1,9 +1,10 @@
 """The run folder: recipe, environment, log, weights.
 
 ```
-recipe.toml        the resolved recipe            environment.json   versions, device, fingerprint of the data
+recipe.toml        the resolved recipe            environment.json   versions, device, git revision, data
 metrics.jsonl      one line per logged step       best.safetensors   weights that did best on the validation split
 checkpoints/step-00000120/   weights.safetensors, state.pt (optimizer, position): where a resumed training goes on
+eval/<split>/      see `cvgl_models.evaluation`
 ```
 A checkpoint is written under a temporary name and renamed, so it is whole or not there.
 """
@@ -14,6 +15,7 @@ import json
 import os
 import platform
 import shutil
+import subprocess
 import tomllib
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -25,18 +27,20 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from cvgl_data.errors import CheckpointError, WorkspaceError
+from cvgl_data.errors import CheckpointError, RecipeError, WorkspaceError
 from cvgl_data.recipe import differences, resolve, to_tables, to_toml
 from cvgl_models.backbones import load_strictly, read_weights
 from cvgl_models.recipe import ModelRecipe
 
-RECIPE, ENVIRONMENT, METRICS, BEST, CHECKPOINTS = (
+RECIPE, ENVIRONMENT, METRICS, BEST, CHECKPOINTS, EVAL = (
     "recipe.toml",
     "environment.json",
     "metrics.jsonl",
     "best.safetensors",
     "checkpoints",
+    "eval",
 )
+_OF_DATASETS = ("manifest.json", ".cvgl")
 
 
 def open_run(run: Path, recipe: ModelRecipe, data: Mapping[str, Any], *, overwrite: bool) -> None:
@@ -46,42 +50,39 @@ def open_run(run: Path, recipe: ModelRecipe, data: Mapping[str, Any], *, overwri
         run: The folder.
         recipe: Resolved recipe of this training.
         data: Fingerprint of the dataset.
-        overwrite: Delete what another training left there.
+        overwrite: Delete what another training left there, and nothing else.
 
     Raises:
-        WorkspaceError: If the folder belongs to another recipe or dataset, or is no run folder.
+        WorkspaceError: If the folder belongs to another recipe or dataset, is no run folder, or cannot be used.
+        CheckpointError: If the recipe or the environment of the run is damaged.
     """
-    if overwrite and (run / RECIPE).is_file():
-        shutil.rmtree(run)
-    if (run / RECIPE).is_file():
-        changed = differences(_read_toml(run / RECIPE), to_tables(recipe))
-        if changed:
-            raise WorkspaceError(
-                f"run folder '{run}' belongs to another recipe ({'; '.join(changed[:3])}); "
-                "choose another folder or pass --overwrite"
-            )
-        environment = json.loads((run / ENVIRONMENT).read_text(encoding="utf-8"))
-        if environment.get("data") != data:
-            raise WorkspaceError(
-                f"run folder '{run}' was trained on other data; choose another folder or pass --overwrite"
-            )
-        return
-    if run.exists() and any(run.iterdir()):
-        raise WorkspaceError(f"folder '{run}' is not empty and no run folder; choose another folder")
-    run.mkdir(parents=True, exist_ok=True)
-    write_text(run / ENVIRONMENT, json.dumps({**_environment(), "data": data}, indent=2) + "\n")
-    write_text(run / RECIPE, to_toml(recipe))
+    try:
+        if not _is_run(run):
+            run.mkdir(parents=True, exist_ok=True)
+        elif overwrite:
+            _delete_run(run)
+        else:
+            _check_same(run, recipe, data)
+            return
+        write_text(run / ENVIRONMENT, json.dumps({**_environment(), "data": data}, indent=2) + "\n")
+        write_text(run / RECIPE, to_toml(recipe))
+    except OSError as error:
+        raise WorkspaceError(f"run folder '{run}' cannot be used: {error}; choose another folder") from error
 
 
 def run_recipe(run: Path) -> ModelRecipe:
     """Return the resolved recipe of a run.
 
     Raises:
-        CheckpointError: If the folder is no run folder.
+        CheckpointError: If the folder is no run folder, or its recipe is damaged.
     """
-    if not (run / RECIPE).is_file():
+    path = run / RECIPE
+    if not path.is_file():
         raise CheckpointError(f"'{run}' is no run folder: it has no {RECIPE}; train with `cvgl-train run` first")
-    return resolve(ModelRecipe, _read_toml(run / RECIPE))
+    try:
+        return resolve(ModelRecipe, _read_toml(path))
+    except RecipeError as error:
+        raise CheckpointError(f"'{path}' cannot be used: {error}") from error
 
 
 def save_checkpoint(run: Path, model: nn.Module, state: Mapping[str, Any]) -> Path:
@@ -177,8 +178,55 @@ def _unique_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     return {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items() if key not in aliases}
 
 
+def _is_run(run: Path) -> bool:
+    """Whether the folder is a run; one that is neither a run nor empty is an error."""
+    if run.exists() and not run.is_dir():
+        raise WorkspaceError(f"'{run}' is a file; choose another folder")
+    for name in _OF_DATASETS:
+        if (run / name).exists():
+            raise WorkspaceError(f"folder '{run}' holds a dataset ('{name}'); choose another folder")
+    if (run / ENVIRONMENT).is_file():
+        return True
+    if run.exists() and any(run.iterdir()):
+        raise WorkspaceError(f"folder '{run}' is not empty and no run folder; choose another folder")
+    return False
+
+
+def _delete_run(run: Path) -> None:
+    """Delete what a training or evaluation writes; other files stay."""
+    for name in (METRICS, BEST, CHECKPOINTS, EVAL, RECIPE, ENVIRONMENT):  # the last one makes it a run: gone last
+        path = run / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _check_same(run: Path, recipe: ModelRecipe, data: Mapping[str, Any]) -> None:
+    if not (run / RECIPE).is_file():
+        raise WorkspaceError(f"run folder '{run}' has no {RECIPE}; choose another folder or pass --overwrite")
+    changed = differences(_read_toml(run / RECIPE), to_tables(recipe))
+    if changed:
+        raise WorkspaceError(
+            f"run folder '{run}' belongs to another recipe ({'; '.join(changed[:3])}); "
+            "choose another folder or pass --overwrite"
+        )
+    if _read_json(run / ENVIRONMENT).get("data") != data:
+        raise WorkspaceError(f"run folder '{run}' was trained on other data; choose another folder or pass --overwrite")
+
+
 def _read_toml(path: Path) -> dict[str, Any]:
-    return tomllib.loads(path.read_text(encoding="utf-8"))
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"'{path}' is damaged: {error}; choose another run folder or train again") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"'{path}' is damaged: {error}; choose another run folder or train again") from error
 
 
 def _environment() -> dict[str, Any]:
@@ -189,4 +237,21 @@ def _environment() -> dict[str, Any]:
         except PackageNotFoundError:
             packages[name] = None
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    return {"python": platform.python_version(), "packages": packages, "device": device}
+    return {
+        "python": platform.python_version(),
+        "packages": packages,
+        "device": device,
+        "git_revision": _git_revision(Path(__file__).parent),
+    }
+
+
+def _git_revision(package: Path) -> str:
+    """Return the commit of the checkout that the package runs from, ``""`` if it runs from elsewhere."""
+    command = ["git", "rev-parse", "--show-prefix", "HEAD"]
+    try:
+        done = subprocess.run(command, cwd=package, capture_output=True, check=True, timeout=10)
+        prefix, revision = done.stdout.decode().splitlines()
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return ""
+    # installed inside somebody else's checkout, the package lies deeper
+    return revision if prefix == f"{package.name}/" else ""

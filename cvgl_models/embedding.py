@@ -29,11 +29,6 @@ class Encoder(nn.Module):
         self.register_buffer("mean", torch.tensor(backbone.mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(backbone.std)[:, None, None], persistent=False)
 
-    @property
-    def embed_dim(self) -> int:
-        """Length of an embedding."""
-        return int(self.backbone.num_features)  # type: ignore[arg-type]
-
     def forward(self, images: Tensor) -> Tensor:
         """Return (B, D) float32 embeddings of unit length; images are (B, 3, H, W) in [0, 1]."""
         images = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,10 @@ import torch
 from numpy.typing import NDArray
 
 from cvgl_data.dataset import CrossViewDataset, open_dataset
-from cvgl_data.errors import CheckpointError, DatasetError
+from cvgl_data.errors import CheckpointError, DatasetError, WorkspaceError
 from cvgl_data.types import Progress, Silent
 from cvgl_models.batches import Views, load_views
-from cvgl_models.checkpoint import BEST, last_checkpoint, load_weights, run_recipe, write_text
+from cvgl_models.checkpoint import BEST, EVAL, last_checkpoint, load_weights, run_recipe, write_text
 from cvgl_models.metrics import RetrievalReport, Truth, retrieval_report
 from cvgl_models.recipe import ModelRecipe
 from cvgl_models.systems import SystemModule, create_system
@@ -97,7 +98,7 @@ def embed(
     if not dataset.queries.num_rows or not dataset.references.num_rows:
         raise DatasetError(f"split '{split}' has no queries; choose another split or build with another protocol")
     system, recipe, weights = load_system(run, random_init=random_init)
-    folder = run / "eval" / (f"{split}-untrained" if random_init else split)
+    folder = run / EVAL / (f"{split}-untrained" if random_init else split)
     query_QD, reference_RD = (
         _embedded(folder, side, dataset, system, recipe, weights, progress or Silent()) for side in _SIDES
     )
@@ -112,14 +113,23 @@ def evaluate(
     random_init: bool = False,
     progress: Progress | None = None,
 ) -> RetrievalReport:
-    """Measure a run on a split and write ``report.json`` beside the embeddings; arguments and errors as of `embed`."""
-    embedded = embed(run, data, split, random_init=random_init, progress=progress)
+    """Measure a run on a split and write ``report.json`` beside the embeddings; arguments as of `embed`.
+
+    Raises:
+        DatasetError: If no query of the split is covered by a reference.
+        CvglError: As `embed`.
+    """
+    dataset = data if isinstance(data, CrossViewDataset) else open_dataset(data)
+    part = dataset.select(split)
+    if part.queries.num_rows and not (part.positives() >= 0).any():
+        raise DatasetError(f"no query of split '{split}' is covered by a reference; nothing to measure")
+    embedded = embed(run, dataset, split, random_init=random_init, progress=progress)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     query_QD, reference_RD = (
-        torch.from_numpy(np.array(part)).to(device) for part in (embedded.query_QD, embedded.reference_RD)
+        torch.from_numpy(np.array(side)).to(device) for side in (embedded.query_QD, embedded.reference_RD)
     )
     report = retrieval_report(query_QD, reference_RD, truth(embedded.dataset))
-    folder = run / "eval" / (f"{split}-untrained" if random_init else split)
+    folder = run / EVAL / (f"{split}-untrained" if random_init else split)
     write_text(folder / "report.json", report.to_json())
     return report
 
@@ -143,7 +153,7 @@ def embed_gallery(
 ) -> tuple[SystemModule, ModelRecipe, NDArray[np.float32]]:
     """Return the model, its recipe, and the embeddings (R, D) of all references, kept in ``eval/gallery/``."""
     system, recipe, weights = load_system(run)
-    folder = run / "eval" / "gallery"
+    folder = run / EVAL / "gallery"
     return system, recipe, _embedded(folder, "reference", dataset, system, recipe, weights, progress or Silent())
 
 
@@ -159,9 +169,13 @@ def _embedded(
     """Return the embeddings of one side from disk, computed first if need be."""
     path, meta = folder / _SIDES[side], folder / f"{side}.json"
     expected: dict[str, Any] = {"weights": weights, "data": fingerprint(dataset)}
-    if path.is_file() and meta.is_file() and json.loads(meta.read_text(encoding="utf-8")) == expected:
-        return _open(path)
-    folder.mkdir(parents=True, exist_ok=True)
+    kept = _kept(path, meta, expected)
+    if kept is not None:
+        return kept
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WorkspaceError(f"folder '{folder}' cannot be made: {error}") from error
     meta.unlink(missing_ok=True)  # written last, so that it vouches for the embeddings
     views = Views(dataset, side, recipe.views)
     progress.stage(f"embed {_SIDES[side].removesuffix('.npy')}", len(views))
@@ -174,6 +188,15 @@ def _embedded(
     os.replace(partial, path)
     write_text(meta, json.dumps(expected, indent=2) + "\n")
     return _open(path)
+
+
+def _kept(path: Path, meta: Path, expected: Mapping[str, Any]) -> NDArray[np.float32] | None:
+    """Return embeddings of an earlier time, None if there are none, of other weights or data, or damaged."""
+    try:
+        same = json.loads(meta.read_text(encoding="utf-8")) == expected
+        return _open(path) if same else None
+    except (OSError, ValueError, EOFError):
+        return None
 
 
 def _open(path: Path) -> NDArray[np.float32]:

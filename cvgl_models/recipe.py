@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +20,26 @@ def _choice(key: str, value: str, *known: str) -> None:
 
 def _positive(**values: float) -> None:
     for key, value in values.items():
-        if value <= 0:
-            raise RecipeError(f"recipe key '{key.replace('__', '.')}' must be positive, not {value}")
+        if not 0 < value < math.inf:
+            raise RecipeError(f"recipe key '{key.replace('__', '.')}' must be positive and finite, not {value}")
+
+
+def _at_least(low: float, **values: float) -> None:
+    for key, value in values.items():
+        if not low <= value < math.inf:
+            raise RecipeError(f"recipe key '{key.replace('__', '.')}' must be at least {low} and finite, not {value}")
+
+
+def _share(**values: float) -> None:
+    for key, value in values.items():
+        if not 0 <= value <= 1:
+            raise RecipeError(f"recipe key '{key.replace('__', '.')}' must lie in [0, 1], not {value}")
+
+
+def _share_below_one(**values: float) -> None:
+    for key, value in values.items():
+        if not 0 <= value < 1:
+            raise RecipeError(f"recipe key '{key.replace('__', '.')}' must lie in [0, 1), not {value}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +117,20 @@ class AugmentRecipe:
     """Cut out ``cut_holes`` rectangles of 10 to 20 % of the height."""
     cut_holes: int = 12
 
+    def __post_init__(self) -> None:
+        _share(
+            augment__flip=self.flip,
+            augment__rotate=self.rotate,
+            augment__shift=self.shift,
+            augment__color=self.color,
+            augment__color_strength=self.color_strength,
+            augment__color_together=self.color_together,
+            augment__blur=self.blur,
+            augment__cut=self.cut,
+        )
+        _share_below_one(augment__zoom=self.zoom)
+        _at_least(0, augment__turn_deg=self.turn_deg, augment__cut_holes=self.cut_holes)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplerRecipe:
@@ -117,6 +150,7 @@ class SamplerRecipe:
         _choice("sampler.semi_positive_policy", self.semi_positive_policy, "negative", "ignore")
         if self.batch_size < 2:
             raise RecipeError(f"recipe key 'sampler.batch_size' must be at least 2, not {self.batch_size}")
+        _at_least(0, sampler__neighbor_select=self.neighbor_select, sampler__neighbor_range=self.neighbor_range)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +173,13 @@ class OptimRecipe:
     def __post_init__(self) -> None:
         _choice("optim.precision", self.precision, "auto", "fp32", "bf16")
         _positive(optim__epochs=self.epochs, optim__lr=self.lr)
+        _share_below_one(optim__label_smoothing=self.label_smoothing)
+        _at_least(
+            0,
+            optim__weight_decay=self.weight_decay,
+            optim__warmup_epochs=self.warmup_epochs,
+            optim__max_grad_norm=self.max_grad_norm,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,6 +191,10 @@ class LoaderRecipe:
     """Processes that decode; -1: one per core; 0: none."""
     memory_mb: int = 2000
     """Keep decoded views in memory when all of them fit in this; otherwise decode in every epoch."""
+
+    def __post_init__(self) -> None:
+        _at_least(-1, loader__workers=self.workers)
+        _at_least(0, loader__memory_mb=self.memory_mb)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,7 +208,11 @@ class ValidationRecipe:
     """Use at most this many validation queries, evenly spaced."""
 
     def __post_init__(self) -> None:
-        _positive(validation__every_n_epochs=self.every_n_epochs, validation__batch_size=self.batch_size)
+        _positive(
+            validation__every_n_epochs=self.every_n_epochs,
+            validation__batch_size=self.batch_size,
+            validation__max_queries=self.max_queries,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,6 +233,7 @@ class ModelRecipe:
     validation: ValidationRecipe = field(default_factory=ValidationRecipe)
 
     def __post_init__(self) -> None:
+        _at_least(0, seed=self.seed)
         if self.augment.turn_deg and self.views.query != "bev":
             raise RecipeError("recipe key 'augment.turn_deg' needs 'views.query = \"bev\"'")
 

@@ -26,6 +26,7 @@ def contact_sheet(
     *,
     num: int = 12,
     split: str = "test",
+    random_init: bool = False,
     progress: Progress | None = None,
 ) -> Path:
     """Draw one row per query: the query, its positive, and the five best references with their distance from it.
@@ -33,18 +34,19 @@ def contact_sheet(
     References that cover the query are framed green, others red. The queries are evenly spaced over the split.
 
     Args:
-        run: Run folder of a trained model.
+        run: Run folder.
         data: Dataset folder, or an opened dataset.
         out_png: Where to write the picture.
         num: Rows.
         split: Split of the queries.
+        random_init: Show what the untrained model finds.
         progress: Told what is going on.
 
     Raises:
-        CheckpointError: If the run has no trained weights.
+        CheckpointError: If the run has no trained weights and ``random_init`` is not set.
         DatasetError: If the split is empty or an image cannot be decoded.
     """
-    embedded = embed(run, data, split, progress=progress)
+    embedded = embed(run, data, split, random_init=random_init, progress=progress)
     dataset, facts = embedded.dataset, truth(embedded.dataset)
     covered = np.flatnonzero(facts.positives >= 0)
     chosen = covered[np.unique(np.linspace(0, len(covered) - 1, min(num, len(covered))).astype(np.int64))]

@@ -102,17 +102,19 @@ def train(
         on_step: Given the logged values of every step.
 
     Raises:
-        WorkspaceError: If the folder belongs to another recipe or other data.
+        WorkspaceError: If the folder belongs to another recipe or other data, or is no run folder.
+        CheckpointError: If files of the run are damaged.
         DatasetError: If an image cannot be decoded, or there is nothing to train on.
         RecipeError: If the recipe does not fit the data.
     """
     dataset = data if isinstance(data, CrossViewDataset) else open_dataset(data)
     started = time.monotonic()
-    open_run(out, recipe, fingerprint(dataset), overwrite=overwrite)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with torch.random.fork_rng(devices=[0] if device.type == "cuda" else []):
         torch.manual_seed(recipe.seed)
         trainer = _Trainer(recipe, dataset, out, device, progress or Silent())
+        open_run(out, recipe, fingerprint(dataset), overwrite=overwrite)  # not before the recipe has proved to work
+        trainer.resume()
         trainer.run(_Limits(max_steps=max_steps, time_limit_s=time_limit_s, should_stop=should_stop), started, on_step)
     return out
 
@@ -178,7 +180,18 @@ class _Trainer:
         self.steps_per_epoch = len(self.sampler)
         self.total_steps = recipe.optim.epochs * self.steps_per_epoch
         self.state: dict[str, Any] = {"step": 0, "best": [-1.0, -1.0]}
-        self._resume()
+
+    def resume(self) -> None:
+        """Go on from the last checkpoint of the run folder, if there is one."""
+        folder = last_checkpoint(self.run_folder)
+        if folder is None:
+            (self.run_folder / METRICS).unlink(missing_ok=True)
+            return
+        state = load_checkpoint(folder, self.system)
+        self.optimizer.load_state_dict(state.pop("optimizer"))
+        self.state = state
+        _drop_later_lines(self.run_folder / METRICS, state["step"])
+        logger.info("going on at step %d of %d", state["step"], self.total_steps)
 
     def run(self, limits: _Limits, started: float, on_step: Callable[[dict[str, float]], None] | None) -> None:
         """Train until the schedule ends or a limit is met."""
@@ -321,17 +334,6 @@ class _Trainer:
 
     def _save(self) -> None:
         save_checkpoint(self.run_folder, self.system, {**self.state, "optimizer": self.optimizer.state_dict()})
-
-    def _resume(self) -> None:
-        folder = last_checkpoint(self.run_folder)
-        if folder is None:
-            (self.run_folder / METRICS).unlink(missing_ok=True)
-            return
-        state = load_checkpoint(folder, self.system)
-        self.optimizer.load_state_dict(state.pop("optimizer"))
-        self.state = state
-        _drop_later_lines(self.run_folder / METRICS, state["step"])
-        logger.info("going on at step %d of %d", state["step"], self.total_steps)
 
 
 def _optimizer(system: SystemModule, recipe: OptimRecipe, device: torch.device) -> torch.optim.AdamW:

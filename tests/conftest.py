@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import os
 import socket
 from pathlib import Path
 
 import pytest
+import uvloop
 from hypothesis import settings
 
 # Set before anything imports datasets or huggingface_hub, which read them once.
@@ -48,6 +50,9 @@ def _getaddrinfo_loopback(host, *args, _original=socket.getaddrinfo, **kwargs):
 @pytest.fixture(autouse=True)
 def _only_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "connect", _connect_loopback)
+    monkeypatch.setattr(socket.socket, "connect_ex", _connect_loopback)
+    # uvloop opens its connections in C, where nothing can be checked.
+    monkeypatch.setattr(uvloop, "new_event_loop", asyncio.new_event_loop)
     monkeypatch.setattr(socket, "getaddrinfo", _getaddrinfo_loopback)
 
 

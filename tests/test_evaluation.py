@@ -9,7 +9,7 @@ from test_training import recipe
 from toy_dataset import render_panorama, toy_dataset
 
 import cvgl_models.evaluation as evaluation_module
-from cvgl_data.errors import CheckpointError, DatasetError, UnknownNameError
+from cvgl_data.errors import CheckpointError, DatasetError, UnknownNameError, WorkspaceError
 from cvgl_models.evaluation import embed, evaluate, load_system
 from cvgl_models.serving import locate
 from cvgl_models.sheets import contact_sheet
@@ -76,6 +76,26 @@ def test_embeddings_of_other_weights_or_data_are_not_used(fresh, toy):
     again = embed(fresh, toy)
     assert meta != json.loads((fresh / "eval" / "test" / "query.json").read_text())
     np.testing.assert_array_equal(again.reference_RD, before)
+
+
+@pytest.mark.parametrize("name", ["query.json", "queries.npy"])
+def test_half_written_embeddings_are_computed_again(fresh, toy, name):
+    first = np.array(embed(fresh, toy).query_QD)
+    path = fresh / "eval" / "test" / name
+    for size in (path.stat().st_size // 2, 0):
+        path.write_bytes(path.read_bytes()[:size])
+        np.testing.assert_array_equal(embed(fresh, toy).query_QD, first)
+
+
+def test_no_room_for_embeddings(fresh, toy):
+    (fresh / "eval").write_text("a file")
+    with pytest.raises(WorkspaceError, match=r"cannot be made"):
+        embed(fresh, toy)
+
+
+def test_no_query_is_covered(fresh, toy):
+    with pytest.raises(DatasetError, match="no query of split 'test' is covered by a reference; nothing to measure"):
+        evaluate(fresh, dataclasses.replace(toy, pairs=toy.pairs.slice(0, 0)))
 
 
 def test_untrained_only_on_purpose(toy, fresh):
@@ -155,3 +175,11 @@ def test_contact_sheet(run, toy, tmp_path):
     assert blue.any()
     assert framed.sum() > 4 * blue.sum()
     assert contact_sheet(run, toy, tmp_path / "all.png", num=1000).is_file()
+
+
+def test_contact_sheet_of_the_untrained_model(fresh, toy, tmp_path):
+    (fresh / "best.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="no trained weights"):
+        contact_sheet(fresh, toy, tmp_path / "sheet.png", num=1)
+    assert contact_sheet(fresh, toy, tmp_path / "sheet.png", num=1, random_init=True).is_file()
+    assert (fresh / "eval" / "test-untrained").is_dir()

@@ -53,6 +53,23 @@ def test_small_recipes_make_a_system_that_keeps_its_contract(name):
         ("optim.epochs=many", r"'optim\.epochs'"),
         ("optim.precision=fp8", "auto, fp32, bf16"),
         ("augment.turn_deg=10.0", "turn_deg"),
+        ("seed=-1", "'seed' must be at least 0"),
+        ("augment.flip=1.5", r"'augment\.flip' must lie in \[0, 1\], not 1\.5"),
+        ("augment.cut=-0.1", r"'augment\.cut' must lie in"),
+        ("augment.blur=nan", r"'augment\.blur' must lie in"),
+        ("augment.zoom=1.0", r"'augment\.zoom' must lie in \[0, 1\)"),
+        ("augment.cut_holes=-1", r"'augment\.cut_holes' must be at least 0"),
+        ("sampler.neighbor_select=-1", r"'sampler\.neighbor_select' must be at least 0"),
+        ("sampler.neighbor_range=-1", r"'sampler\.neighbor_range' must be at least 0"),
+        ("optim.lr=inf", r"'optim\.lr' must be positive and finite"),
+        ("optim.lr=nan", r"'optim\.lr' must be positive and finite"),
+        ("optim.label_smoothing=1.0", r"'optim\.label_smoothing' must lie in \[0, 1\)"),
+        ("optim.weight_decay=-0.1", r"'optim\.weight_decay' must be at least 0"),
+        ("optim.warmup_epochs=inf", r"'optim\.warmup_epochs' must be at least 0"),
+        ("optim.max_grad_norm=-1.0", r"'optim\.max_grad_norm' must be at least 0"),
+        ("loader.workers=-2", r"'loader\.workers' must be at least -1"),
+        ("loader.memory_mb=-1", r"'loader\.memory_mb' must be at least 0"),
+        ("validation.max_queries=0", r"'validation\.max_queries' must be positive"),
     ],
 )
 def test_wrong_values(override, message):
@@ -76,6 +93,12 @@ def test_unknown_names():
         create_backbone("convnext_base.no_such_weights")
     with pytest.raises(UnknownNameError, match="did you mean 'sample4geo'"):
         create_system(load_recipe("demo", ["system=sample4go"]))
+
+
+def test_an_unknown_backbone_does_not_list_all_of_timm():
+    with pytest.raises(UnknownNameError, match=r"; known: .*cvgl_small_cnn.*, …$") as raised:
+        create_backbone("zzzzqqqq")
+    assert str(raised.value).count(",") == 8
 
 
 def test_every_listed_backbone_has_what_an_encoder_needs():

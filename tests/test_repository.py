@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+import socket
 import subprocess
 from pathlib import Path
 
@@ -20,6 +22,22 @@ def tracked() -> list[Path]:
 
 def test_nothing_is_too_large():
     assert sum(path.stat().st_size for path in tracked()) < 16e6
+
+
+def test_tests_reach_nothing_but_loopback():
+    from cvgl_data.http import Http
+
+    with pytest.raises(RuntimeError, match="only loopback"):
+        socket.create_connection(("192.0.2.1", 80), timeout=1)
+    with pytest.raises(RuntimeError, match="only loopback"):
+        socket.getaddrinfo("example.org", 80)
+
+    async def ask():
+        async with Http(max_tries=1) as http:
+            await http.get("http://192.0.2.1/")
+
+    with pytest.raises(RuntimeError, match="only loopback"):
+        asyncio.run(ask())
 
 
 def test_no_link_leaves_the_repository():

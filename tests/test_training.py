@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import subprocess
 
 import pytest
 import torch
@@ -7,8 +8,9 @@ from safetensors.torch import load_file
 from toy_dataset import toy_dataset
 
 import cvgl_models.training as training_module
-from cvgl_data.errors import CheckpointError, DatasetError, RecipeError, WorkspaceError
+from cvgl_data.errors import CheckpointError, DatasetError, RecipeError, UnknownNameError, WorkspaceError
 from cvgl_data.recipe import resolve
+from cvgl_models.checkpoint import _git_revision as git_revision
 from cvgl_models.checkpoint import last_checkpoint, load_weights, run_recipe
 from cvgl_models.recipe import ModelRecipe
 from cvgl_models.systems import create_system
@@ -184,9 +186,85 @@ def test_a_folder_that_is_no_run(toy, tmp_path):
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
-def test_too_large_a_batch(toy, tmp_path):
+@pytest.mark.parametrize("name", ["manifest.json", ".cvgl"])
+def test_overwrite_never_touches_a_dataset(toy, tmp_path, name):
+    for own in ("recipe.toml", "environment.json", name):
+        (tmp_path / own).write_text("mine")
+    with pytest.raises(WorkspaceError, match=r"holds a dataset .*; choose another folder$"):
+        train(recipe(), toy, tmp_path, overwrite=True)
+    assert all((tmp_path / own).read_text() == "mine" for own in ("recipe.toml", "environment.json", name))
+
+
+def test_a_recipe_alone_makes_no_run_folder(toy, tmp_path):
+    (tmp_path / "recipe.toml").write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(WorkspaceError, match=r"no run folder; choose another folder$"):
+            train(recipe(), toy, tmp_path, overwrite=overwrite)
+    assert (tmp_path / "recipe.toml").read_text() == "mine"
+
+
+def test_overwrite_deletes_the_run_and_nothing_else(toy, tmp_path):
+    run = train(recipe(), toy, tmp_path / "run", max_steps=1)
+    (run / "eval" / "test").mkdir(parents=True)
+    (run / "best.safetensors").write_bytes(b"old")
+    (run / "notes.txt").write_text("mine")
+    train(recipe(), toy, run, max_steps=2, overwrite=True)
+    assert not (run / "eval").exists()
+    assert not (run / "best.safetensors").exists()
+    assert (run / "notes.txt").read_text() == "mine"
+    assert len(log(run)) == 2
+
+
+@pytest.mark.parametrize("name", ["recipe.toml", "environment.json"])
+def test_a_damaged_run_folder_is_an_error(toy, tmp_path, name):
+    run = train(recipe(), toy, tmp_path / "run", max_steps=1)
+    (run / name).write_text("{half")
+    with pytest.raises(CheckpointError, match=rf"{name}' is damaged"):
+        train(recipe(), toy, run)
+    train(recipe(), toy, run, max_steps=1, overwrite=True)
+    assert run_recipe(run) == recipe()
+
+
+@pytest.mark.parametrize(("text", "message"), [("= half", "is damaged"), ("name = 'a'\nseed = -1", "'seed' must be")])
+def test_a_damaged_recipe_of_a_run(tmp_path, text, message):
+    (tmp_path / "recipe.toml").write_text(text)
+    with pytest.raises(CheckpointError, match=rf"recipe\.toml' .*{message}"):
+        run_recipe(tmp_path)
+
+
+def test_a_file_in_the_place_of_the_run_folder(toy, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(WorkspaceError, match="file' is a file; choose another folder"):
+        train(recipe(), toy, tmp_path / "file", overwrite=True)
+    with pytest.raises(WorkspaceError, match=r"cannot be used: .*; choose another folder"):
+        train(recipe(), toy, tmp_path / "file" / "run")
+
+
+def test_the_git_revision_is_that_of_our_checkout(uninterrupted, tmp_path):
+    package = tmp_path / "ours" / "cvgl_models"
+    installed = tmp_path / "ours" / "venv" / "cvgl_models"
+    installed.mkdir(parents=True)
+    package.mkdir()
+    assert git_revision(package) == ""
+    as_somebody = ["git", "-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false"]
+    for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "first"]):
+        subprocess.run([*as_somebody, *command], cwd=package.parent, check=True, capture_output=True)
+    assert len(git_revision(package)) == 40
+    assert git_revision(installed) == ""
+    assert git_revision(tmp_path / "missing") == ""
+    assert "git_revision" in json.loads((uninterrupted / "environment.json").read_text())
+
+
+def test_a_wrong_recipe_leaves_nothing_behind_and_destroys_nothing(toy, tmp_path):
     with pytest.raises(RecipeError, match="only 16 references have training queries"):
-        train(recipe("sampler.batch_size=17"), toy, tmp_path / "run")
+        train(recipe("sampler.batch_size=17"), toy, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    run = train(recipe(), toy, tmp_path / "run", max_steps=1)
+    for wrong, error in (("sampler.batch_size=17", RecipeError), ("encoder.backbone=cvgl_smal_cnn", UnknownNameError)):
+        with pytest.raises(error):
+            train(recipe(wrong), toy, run, overwrite=True)
+    assert run_recipe(run) == recipe()
+    assert last_checkpoint(run) is not None
 
 
 def test_without_validation_queries_the_last_weights_are_the_best(toy, tmp_path):

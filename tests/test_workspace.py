@@ -104,10 +104,12 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path, overwrite):
 
 @pytest.mark.parametrize("manifest", ['{"manifest_version": 3, "name": "x"}', "[]", "{", '{"schema_version": "1"}'])
 def test_a_manifest_of_something_else_makes_no_dataset(tmp_path, manifest):
-    (tmp_path / "manifest.json").write_text(manifest)
+    folder = tmp_path / "d"
+    folder.mkdir()
+    (folder / "manifest.json").write_text(manifest)
     with pytest.raises(WorkspaceError, match="holds no cvgl build"):
-        Workspace(tmp_path).open(RECIPE, overwrite=True)
-    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
+        Workspace(folder).open(RECIPE, overwrite=True)
+    assert [path.name for path in folder.iterdir()] == ["manifest.json"]
 
 
 def dataset_without_workspace(folder):

@@ -233,18 +233,16 @@ def _tile_of_geotiff(path: Path) -> Tile:
     try:
         with Image.open(path) as image:
             tags: Any = getattr(image, "tag_v2", {})
-            keys = tags.get(_GEO_KEYS, ())
-            scale, tiepoint = tags.get(_MODEL_PIXEL_SCALE), tags.get(_MODEL_TIEPOINT)
+            keys = _finite(tags.get(_GEO_KEYS))
+            scale, tiepoint = _finite(tags.get(_MODEL_PIXEL_SCALE)), _finite(tags.get(_MODEL_TIEPOINT))
             width, height = image.size
     except _UNREADABLE as error:
         raise RecipeError(f"'{path}' cannot be read as an image ({error}); remove or repair it") from None
-    if not scale or not tiepoint:
-        raise RecipeError(f"'{path}' has neither tile numbers in its name nor a georeference; {hint}")
-    crs = next((keys[at + 3] for at in range(4, len(keys) - 3, 4) if keys[at] == _PROJECTED_CRS_KEY), None)
+    if len(scale) < 2 or len(tiepoint) < 5 or min(scale[:2]) <= 0:
+        raise RecipeError(f"'{path}' has neither tile numbers in its name nor a usable georeference; {hint}")
+    crs = next((int(keys[at + 3]) for at in range(4, len(keys) - 3, 4) if keys[at] == _PROJECTED_CRS_KEY), None)
     if crs != 3857:
         raise RecipeError(f"'{path}' is georeferenced in EPSG:{crs}, not 3857; {hint}")
-    if len(scale) < 2 or len(tiepoint) < 5 or not all(map(math.isfinite, (*scale, *tiepoint))) or min(scale[:2]) <= 0:
-        raise RecipeError(f"'{path}' has a georeference that makes no sense; {hint}")
     half = EARTH_CIRCUMFERENCE_M / 2
     side_m = width * scale[0]
     zoom = round(math.log2(EARTH_CIRCUMFERENCE_M / side_m))
@@ -255,6 +253,15 @@ def _tile_of_geotiff(path: Path) -> Tile:
     if off > 0.25 / width or not 0 <= zoom <= _MAX_ZOOM:
         raise RecipeError(f"'{path}' is not exactly one tile of the XYZ grid; {hint}")
     return Tile(round(x), round(y), zoom)
+
+
+def _finite(tag: Any) -> list[float]:
+    """Return the numbers of a TIFF tag; none if it is missing or holds anything but finite numbers."""
+    try:
+        numbers: list[float] = np.ravel(np.asarray(() if tag is None else tag, np.float64)).tolist()
+    except (TypeError, ValueError, ArithmeticError):
+        return []
+    return numbers if all(map(math.isfinite, numbers)) else []
 
 
 def _read_panorama(path: Path, pano_id: str) -> Panorama:

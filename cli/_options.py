@@ -34,11 +34,13 @@ Overrides = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Override one recipe value, as in grid.overlap=0.5.",
+        help="Override one recipe value, as in seed=1.",
         show_default=False,
     ),
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start over if the folder holds other results.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Delete what the folder holds of an earlier run, and start over.")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.")]
 Workers = Annotated[int, typer.Option(min=0, help="Worker processes; 0 means one per core.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]

@@ -67,7 +67,7 @@ def build(recipe: DatasetRecipe, out: Path, *, overwrite: bool = False, **settin
     Args:
         recipe: What to build.
         out: Folder of the dataset; its ``.cvgl`` folder holds what was fetched.
-        overwrite: Start over if the folder holds another recipe's results.
+        overwrite: Delete what an earlier build left in the folder, and start over.
         settings: See `Build`.
 
     Raises:

@@ -140,11 +140,11 @@ class PackRecipe:
     """Shards on disk."""
 
     __pydantic_config__ = _STRICT
-    shard_mb: int = 500
+    shard_mb: float = 500.0
     """Start a new shard when the images in it pass this size."""
 
     def __post_init__(self) -> None:
-        _at_least(1, shard_mb=self.shard_mb)
+        _at_least(0.001, shard_mb=self.shard_mb)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

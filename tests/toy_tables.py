@@ -106,7 +106,7 @@ def pack(
     out: Path, refs: pa.Table, quers: pa.Table, *, batch: int = 37, recipe: DatasetRecipe | None = None
 ) -> dict[str, Any]:
     """Pair, split and pack two tables into a dataset folder."""
-    recipe = recipe or DatasetRecipe(name="toy", split=SplitRecipe(block_m=150), pack=PackRecipe(shard_mb=500))
+    recipe = recipe or DatasetRecipe(name="toy", split=SplitRecipe(block_m=150), pack=PackRecipe())
     pairs = pair(quers, refs)
     return shards.pack(
         out,

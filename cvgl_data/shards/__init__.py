@@ -146,7 +146,7 @@ def _write_tables(
     splits: pa.Table,
     failures: pa.Table,
 ) -> dict[str, Any]:
-    shard_bytes = recipe.pack.shard_mb * 1_000_000
+    shard_bytes = int(recipe.pack.shard_mb * 1_000_000)
     gallery = ImageWriter(files, "references", schema.GALLERY, schema.REFERENCES, REFERENCES_PER_GROUP, shard_bytes)
     for table in _sorted(references, schema.REFERENCES):
         gallery.write(table)

@@ -156,7 +156,6 @@ def progress_bar(quiet: bool) -> Iterator[StageBar]:
     """Yield a progress display on stderr that shows one bar per stage; silent when quiet or not a terminal."""
     from rich.progress import (
         BarColumn,
-        MofNCompleteColumn,
         Progress,
         TextColumn,
         TimeElapsedColumn,
@@ -166,7 +165,7 @@ def progress_bar(quiet: bool) -> Iterator[StageBar]:
     progress = Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
-        MofNCompleteColumn(),
+        TextColumn("{task.fields[count]}"),
         TextColumn("{task.fields[note]}", markup=False),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
@@ -174,7 +173,9 @@ def progress_bar(quiet: bool) -> Iterator[StageBar]:
         disable=quiet or not err_console.is_terminal,
     )
     with progress:
-        yield StageBar(progress)
+        bar = StageBar(progress)
+        yield bar
+        bar.done()
 
 
 class StageBar:
@@ -187,18 +188,22 @@ class StageBar:
     def stage(self, name: str, total: int | None) -> None:
         """Start the next bar and finish the one before it."""
         self.done()
-        self._task = self._progress.add_task(name, total=total, note="")
+        self._task = self._progress.add_task(name, total=total, note="", count="")
 
     def advance(self, count: int = 1, note: str | None = None) -> None:
         """Move the bar on."""
         if self._task is not None:
-            self._progress.update(self._task, advance=count, **({} if note is None else {"note": note}))
+            task = self._current()
+            done = f"{task.completed + count:,.0f}/{task.total:,.0f}" if task.total else ""
+            fields = {"count": done} if note is None else {"count": done, "note": note}
+            self._progress.update(self._task, advance=count, **fields)
 
     def done(self) -> None:
         """Fill the current bar."""
         if self._task is not None:
-            task = self._progress.tasks[self._progress.task_ids.index(self._task)]
-            self._progress.update(
-                self._task, total=task.total or task.completed, completed=task.total or task.completed
-            )
+            total = self._current().total or 1  # a stage without a count is one piece of work
+            self._progress.update(self._task, total=total, completed=total)
             self._task = None
+
+    def _current(self) -> Any:
+        return self._progress.tasks[self._progress.task_ids.index(self._task)]

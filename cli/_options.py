@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import logging
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -132,6 +133,7 @@ def run(app: Callable[[], Any], after_interrupt: str) -> None:
         app: The Typer app.
         after_interrupt: What to tell a person who pressed Ctrl-C.
     """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, with what was done kept
     try:
         app()
     except CvglError as error:

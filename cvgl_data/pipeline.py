@@ -342,7 +342,7 @@ class Build:
                 raise KeyboardInterrupt
             return result
 
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        with _kept_handlers(), asyncio.Runner(loop_factory=_loop_factory()) as runner:
             return runner.run(main())
 
 
@@ -366,6 +366,18 @@ def _on_signals(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> No
         # Not the main thread, or Windows: the default handling stays.
         with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
             loop.add_signal_handler(number, first, number)
+
+
+@contextmanager
+def _kept_handlers() -> Iterator[None]:
+    """Give SIGINT and SIGTERM back to whoever had them; a loop leaves the default behind."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            with contextlib.suppress(ValueError):  # not the main thread, where nothing was changed
+                signal.signal(number, handler)
 
 
 def _counted(kind: str, source: str, counts: Counter[Outcome]) -> dict[str, int]:

@@ -139,6 +139,14 @@ def test_train_names_what_is_missing():
     assert done.stderr.startswith("error: ")
 
 
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_outside_the_network_part_exits_with_130(name):
+    app = f"lambda: (os.kill(os.getpid(), signal.{name}), time.sleep(10))"
+    code = f"import os, signal, time; from cvgl_cli._options import run; run({app}, 'kept')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr.strip()) == (130, "kept")
+
+
 def test_plan_as_json():
     done = run("cvgl-data", "plan", *BOX, *SIMULATED, "--json")
     assert done.returncode == 0, done.stderr

@@ -142,6 +142,16 @@ def stored_rows(folder: Path, store: str) -> int:
     return sum(pa.ipc.open_file(path).get_batch(0).num_rows for path in paths)
 
 
+def test_signals_are_given_back(built):
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with pipeline.start(toy(), built, workers=1) as begun:
+            begun.fetch_references()
+        assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_another_recipe_in_the_same_folder(built):
     before = contents(built)
     with pytest.raises(WorkspaceError, match=r"grid.zoom: 18 -> 19"):

@@ -74,6 +74,7 @@ def graft(command: Callable[..., Any], name: str, provider: Callable[..., Any]) 
     parameters = [*own.values(), *shared.values()]
     grafted.__name__, grafted.__doc__ = command.__name__, command.__doc__
     grafted.__annotations__ = {item.name: item.annotation for item in parameters}
+    # Functions take any attribute; their type does not know this one.
     grafted.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return grafted
 

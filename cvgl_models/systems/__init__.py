@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Literal, Protocol, TypeAlias
 
@@ -31,22 +32,22 @@ class System(Protocol):
         """Return (B, D) L2-normalized embeddings."""
 
 
-class SystemModule(nn.Module):
-    """Base class of systems: a `System` that is an ``nn.Module``."""
+class SystemModule(nn.Module, ABC):
+    """Base class of systems: a `System` that is an ``nn.Module``; one that lacks a method cannot be made."""
 
     task: Literal["retrieval", "localization"] = "retrieval"
 
+    @abstractmethod
     def training_step(self, batch: Batch) -> LossTerms:
         """Return the loss terms of a batch of pairs."""
-        raise NotImplementedError
 
+    @abstractmethod
     def embed_queries(self, batch: Batch) -> Tensor:
         """Return (B, D) L2-normalized embeddings."""
-        raise NotImplementedError
 
+    @abstractmethod
     def embed_references(self, batch: Batch) -> Tensor:
         """Return (B, D) L2-normalized embeddings."""
-        raise NotImplementedError
 
 
 SYSTEMS: Registry[Callable[[ModelRecipe], SystemModule]] = Registry(

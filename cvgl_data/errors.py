@@ -13,7 +13,8 @@ CvglError
 ├── CheckpointError                    a run or its weights cannot be loaded; says what did not match
 └── FetchError                         a source gave up; carries source, item, outcome
     ├── NoImagery                      the source has no pixels there: a fact, not a failure
-    └── NoPanorama                     the id no longer resolves: a fact, not a failure
+    ├── NoPanorama                     the id no longer resolves: a fact, not a failure
+    └── SourceStopped                  nothing more can be had for now: wrong key, or quota used up
 ```
 
 Each also derives from the built-in it refines, so ``except FileNotFoundError`` works as well.
@@ -95,3 +96,10 @@ class NoPanorama(FetchError):  # noqa: N818 - a fact, not an error
 
     def __init__(self, message: str, *, source: str = "", item: str = "") -> None:
         super().__init__(message, source=source, item=item, outcome=Outcome.NOT_FOUND)
+
+
+class SourceStopped(FetchError):  # noqa: N818 - ends the run, not only the item
+    """The source refuses this request and every further one: a key is wrong, or the quota is used up.
+
+    The run ends with it; the item stays unfetched and is asked for again by the next run.
+    """

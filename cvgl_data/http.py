@@ -11,7 +11,7 @@ import logging
 import random
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from importlib.metadata import version
@@ -19,7 +19,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from cvgl_data.environment import mask
 from cvgl_data.errors import FetchError
+from cvgl_data.hosts import Quota
 from cvgl_data.types import Outcome
 
 if TYPE_CHECKING:
@@ -45,13 +47,13 @@ _RETRIED_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 def redact(text: str) -> str:
-    """Return a text with the values of secret query parameters blanked out."""
-    return _SECRET.sub(r"\1***", text)
+    """Return a text with the values of secret query parameters, and every key this process has read, blanked out."""
+    return mask(_SECRET.sub(r"\1***", text))
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A complete answer with a status below 400."""
+    """A complete answer, with a status below 400 unless another was accepted."""
 
     url: str
     """As asked for, secrets blanked out."""
@@ -59,6 +61,15 @@ class Response:
     headers: Mapping[str, str]
     """Names compare without regard to case."""
     body: bytes
+
+    @property
+    def validators(self) -> dict[str, str]:
+        """What `Fetched` and `Panorama` keep of an image's response: ``etag``, ``last_modified``, ``robots``."""
+        return {
+            "etag": self.headers.get("ETag", ""),
+            "last_modified": self.headers.get("Last-Modified", ""),
+            "robots": self.headers.get("X-Robots-Tag", ""),
+        }
 
 
 class Http:
@@ -128,6 +139,8 @@ class Http:
         params: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
         json: Any = None,
+        accept: Container[int] = (),
+        quota: Quota | None = None,
         source: str = "",
         item: str = "",
     ) -> Response:
@@ -139,11 +152,14 @@ class Http:
             params: Query parameters to append.
             headers: Added to the session's.
             json: Body to send as JSON.
+            accept: Statuses of 400 and more that are answers, not failures.
+            quota: The provider's limit that this request counts against.
             source: Name of the source, for errors.
             item: The tile or panorama, for errors.
 
         Raises:
             FetchError: With the outcome of the last attempt.
+            SourceStopped: If the quota is used up.
         """
         host = self._host(url)
         first = time.monotonic()
@@ -153,7 +169,7 @@ class Http:
                 async with host.connections:
                     await host.admit(self._max_pause_s)
                     self.num_requests += 1
-                    return await self._attempt(method, url, params=params, headers=headers, json=json)
+                    return await self._attempt(method, url, accept, params=params, headers=headers, json=json)
             except _Failure as failure:
                 late = time.monotonic() - first >= self._deadline_s
                 if failure.pause_s:
@@ -187,12 +203,12 @@ class Http:
             )
         return self._session
 
-    async def _attempt(self, method: str, url: str, **options: Any) -> Response:
+    async def _attempt(self, method: str, url: str, accept: Container[int], **options: Any) -> Response:
         import aiohttp
 
         try:
             async with self._open().request(method, url, **options) as response:
-                if response.status >= 400:
+                if response.status >= 400 and response.status not in accept:
                     raise _failure(response.status, response.headers)
                 body = await self._body(response)
                 return Response(redact(str(response.url)), response.status, response.headers, body)

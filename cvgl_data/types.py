@@ -7,13 +7,14 @@ x right, y down, ``(0, 0)`` its north-west corner; pixel centres lie at ``.5``.
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from cvgl_data.aoi import AreaOfInterest
+    from cvgl_data.errors import FetchError
     from cvgl_data.http import Http
 
 TILE_PX = 256
@@ -160,8 +161,21 @@ class Fetched:
     """ISO 8601 date or time of capture, empty when the source does not say."""
     release: str = ""
     """Version of the imagery, when the source has versions."""
+    release_source: str = ""
+    """Release in which these bytes first appeared, when the source tells; equal ones mean equal bytes."""
     licence: str = ""
     """Licence of this very tile; empty means the source's."""
+    provider: str = ""
+    """Who made the image, when the source is a collection."""
+    source_gsd_m: float | None = None
+    """Ground metres per pixel of the original image, when the source tells."""
+    upsampled_from_zoom: int | None = None
+    """Zoom of the coarser tile that stands in for one that does not exist."""
+    etag: str = ""
+    last_modified: str = ""
+    """Validators of the response, for conditional requests."""
+    robots: str = ""
+    """The response's ``X-Robots-Tag``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,10 +208,54 @@ class Panorama:
     captured: str = ""
     licence: str = ""
     creator: str = ""
+    pose_source: str = ""
+    """Where heading, pitch and roll come from, in the source's words (``computed_rotation``, ``compass_angle``)."""
+    upright: bool | None = None
+    """Whether the horizon is known to be level although pitch and roll are not given."""
+    etag: str = ""
+    last_modified: str = ""
+    robots: str = ""
+    """As for `Fetched`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """What a source's terms of use ask of the person who fetches from it; a summary, not legal advice."""
+
+    name: str
+    """What ``--accept-terms`` takes."""
+    url: str
+    summary: str
+    """What they restrict, in a sentence or two."""
+    redistributable: bool
+    """Whether images may be published with a dataset; otherwise its rows are marked ``no_redistribute``."""
+    must_accept: bool
+    """Whether nothing is fetched before the terms were accepted: they restrict storage or publication."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What one item (tile or panorama) of a source takes, on average."""
+
+    requests: Mapping[str, float] = field(default_factory=dict)
+    """Host to requests per item."""
+    bytes: float = 0.0
+    """Bytes received per item."""
+    usd: float = 0.0
+    """List price per item."""
+    per_day: int | None = None
+    """Items that the provider's daily quota lets through."""
+    note: str = ""
+    """What the figures rest on."""
 
 
 class ImagerySource(Protocol):
-    """Anything that serves overhead tiles: one method, one file in `cvgl_data.sources`."""
+    """Anything that serves overhead tiles: one method, one file in `cvgl_data.sources`.
+
+    Optional members: ``terms: Terms``; ``is_immutable: bool`` (a tile never changes, so there is nothing to refresh);
+    ``cost() -> Cost``; ``async pin(http) -> dict`` returns options that fix what would otherwise change under a recipe
+    (a release date), to be saved with it.
+    """
 
     name: str
     attribution: str
@@ -212,6 +270,7 @@ class ImagerySource(Protocol):
         Raises:
             NoImagery: If the source has no pixels there.
             FetchError: If it could not be had this time.
+            SourceStopped: If nothing can be had from the source for now.
         """
         ...
 
@@ -221,14 +280,21 @@ class ImagerySource(Protocol):
 
 
 class PanoramaSource(Protocol):
-    """Anything that lists and serves panoramas."""
+    """Anything that lists and serves panoramas; optional members as for `ImagerySource`."""
 
     name: str
     attribution: str
     licence: str
 
-    def discover(self, area: AreaOfInterest, http: Http) -> AsyncIterator[PanoramaRef]:
-        """Yield the panoramas inside the area, in an order that does not change between runs."""
+    def discover(self, area: AreaOfInterest, http: Http) -> AsyncIterator[PanoramaRef | FetchError]:
+        """Yield the panoramas inside the area, in an order that does not change between runs.
+
+        What cannot be read, a page of answers or one record, is yielded as the `FetchError` it caused (``item`` names
+        it), so that it ends as a failed row and the rest goes on.
+
+        Raises:
+            SourceStopped: If nothing can be had from the source for now.
+        """
         ...
 
     async def fetch(self, pano_id: str, http: Http) -> Panorama:
@@ -237,6 +303,7 @@ class PanoramaSource(Protocol):
         Raises:
             NoPanorama: If the id does not resolve.
             FetchError: If it could not be had this time.
+            SourceStopped: If nothing can be had from the source for now.
         """
         ...
 

@@ -61,6 +61,19 @@ def dataset_recipe(
     max_queries: Annotated[
         int | None, typer.Option(help="At most this many panoramas per area.", show_default=False)
     ] = None,
+    captured_after: Annotated[
+        str | None,
+        typer.Option(metavar="DATE", help="Only panoramas of this day and later.", show_default=False),
+    ] = None,
+    captured_before: Annotated[
+        str | None, typer.Option(metavar="DATE", help="Only panoramas before this day.", show_default=False)
+    ] = None,
+    release: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATE", help="Release of the imagery, for sources that have them.", show_default="the newest"
+        ),
+    ] = None,
     test_area: Annotated[
         list[str] | None,
         typer.Option("--test-area", help="Area that tests while the others train; repeatable.", show_default=False),
@@ -97,6 +110,9 @@ def dataset_recipe(
         "panoramas.pano_ids": str(pano_ids) if pano_ids else None,
         "panoramas.spacing_m": spacing_m,
         "panoramas.max": max_queries,
+        "panoramas.captured_after": captured_after,
+        "panoramas.captured_before": captured_before,
+        "imagery.options.release": release,
     }
     given = [f"{key}={json.dumps(value)}" for key, value in values.items() if value is not None]
     tables.setdefault("name", _default_name(tables.get("areas", [])))

@@ -10,14 +10,13 @@ import typer
 
 from cvgl_data.recipe import DatasetRecipe
 
+from ._fetch_options import Rate, Settings, takes_fetch_settings
 from ._options import (
     PARTIAL,
     DatasetDir,
     DryRun,
     Json,
     Out,
-    Overwrite,
-    Workers,
     new_app,
     note,
     print_json,
@@ -26,20 +25,19 @@ from ._options import (
     table,
     takes_verbosity,
 )
+from ._plan import print_plan
 from ._recipe_options import takes_recipe
+from ._recipes import recipes_app
+from ._simulate import simulate_app
 
 if TYPE_CHECKING:
     from cvgl_data.pipeline import Report
-    from cvgl_data.planning import AreaPlan
 
 app = new_app("Build cross-view geo-localization datasets: overhead references, street-level queries, exact labels.")
 fetch_app = new_app("Fetch one kind of image into a build's workspace.")
-recipes_app = new_app("List and show the dataset recipes that come with cvgl.")
 app.add_typer(fetch_app, name="fetch")
-app.add_typer(recipes_app, name="recipes")
-
-Rate = Annotated[float, typer.Option(min=0, help="Requests per second and host; 0 means no limit.")]
-RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Ask again for what failed for good.")]
+app.add_typer(recipes_app("datasets", "dataset recipes"), name="recipes")
+app.add_typer(simulate_app, name="simulate")
 
 
 @app.command()
@@ -59,28 +57,34 @@ def cities(json: Json = False, quiet: bool = False) -> None:
 @app.command()
 @takes_recipe
 @takes_verbosity
-def plan(recipe: DatasetRecipe, json: Json = False, quiet: bool = False) -> None:
-    """Say what a build will ask for: area, references, tiles to request, ground resolution."""
+def plan(
+    recipe: DatasetRecipe,
+    rate: Rate = 10.0,
+    discover: Annotated[
+        bool, typer.Option("--discover", help="Ask the panorama source how many panoramas there are.")
+    ] = False,
+    json: Json = False,
+    quiet: bool = False,
+) -> None:
+    """Say what a build will ask for and cost: references, requests per host, bytes, time, money, quota, terms."""
     from cvgl_data import planning
 
-    areas = planning.plan(recipe)
+    found = planning.plan(recipe, rate_per_s=rate, discover=discover)
     if json:
-        print_json([asdict(area) for area in areas])
+        print_json(asdict(found))
     else:
-        _print_plan(recipe, areas)
+        print_plan(recipe, found)
 
 
 @app.command()
 @takes_recipe
+@takes_fetch_settings
 @takes_verbosity
 def build(
     recipe: DatasetRecipe,
+    settings: Settings,
     out: Out = None,
-    overwrite: Overwrite = False,
     dry_run: DryRun = False,
-    workers: Workers = 0,
-    rate: Rate = 10.0,
-    retry_failed: RetryFailed = False,
     json: Json = False,
     quiet: bool = False,
 ) -> None:
@@ -88,65 +92,50 @@ def build(
     from cvgl_data import pipeline, planning
 
     if dry_run:
-        _print_plan(recipe, planning.plan(recipe))
+        print_plan(recipe, planning.plan(recipe, rate_per_s=settings["rate_per_s"]))
         return
     folder = out or Path(recipe.name)
     with progress_bar(quiet) as bar:
-        report = pipeline.build(
-            recipe,
-            folder,
-            workers=workers,
-            rate_per_s=rate,
-            retry_failed=retry_failed,
-            overwrite=overwrite,
-            progress=bar,
-        )
+        report = pipeline.build(recipe, folder, progress=bar, **settings)
     _finish(folder, report, json)
 
 
-def _fetch(kind: str, recipe: DatasetRecipe, out: Path | None, overwrite: bool, quiet: bool, **settings: Any) -> None:
+def _fetch(kind: str, recipe: DatasetRecipe, settings: Settings, out: Path | None, json: bool, quiet: bool) -> None:
     from cvgl_data import pipeline
 
     folder = out or Path(recipe.name)
     with (
         progress_bar(quiet) as bar,
-        pipeline.start(recipe, folder, overwrite=overwrite, progress=bar, **settings) as begun,
+        pipeline.start(recipe, folder, kinds=[kind], progress=bar, **settings) as begun,
     ):
-        counts = begun.fetch_references() if kind == "references" else begun.fetch_queries()
-    table(f"Fetched {kind}", ["outcome", "images"], [[name, f"{n:,}"] for name, n in counts.items()])
+        counts = begun.fetch_references() if kind == "imagery" else begun.fetch_queries()
+    if json:
+        print_json(counts)
+    else:
+        table(f"Fetched {kind}", ["outcome", "images"], [[name, f"{n:,}"] for name, n in counts.items()])
     _exit_if_failed(pipeline.count_failed(counts))
 
 
 @fetch_app.command("references")
 @takes_recipe
+@takes_fetch_settings
 @takes_verbosity
 def fetch_references(
-    recipe: DatasetRecipe,
-    out: Out = None,
-    overwrite: Overwrite = False,
-    workers: Workers = 0,
-    rate: Rate = 10.0,
-    retry_failed: RetryFailed = False,
-    quiet: bool = False,
+    recipe: DatasetRecipe, settings: Settings, out: Out = None, json: Json = False, quiet: bool = False
 ) -> None:
     """Fetch the overhead references of a recipe into DIR/.cvgl."""
-    _fetch("references", recipe, out, overwrite, quiet, workers=workers, rate_per_s=rate, retry_failed=retry_failed)
+    _fetch("imagery", recipe, settings, out, json, quiet)
 
 
 @fetch_app.command("queries")
 @takes_recipe
+@takes_fetch_settings
 @takes_verbosity
 def fetch_queries(
-    recipe: DatasetRecipe,
-    out: Out = None,
-    overwrite: Overwrite = False,
-    workers: Workers = 0,
-    rate: Rate = 10.0,
-    retry_failed: RetryFailed = False,
-    quiet: bool = False,
+    recipe: DatasetRecipe, settings: Settings, out: Out = None, json: Json = False, quiet: bool = False
 ) -> None:
     """Fetch the street-level queries of a recipe into DIR/.cvgl."""
-    _fetch("queries", recipe, out, overwrite, quiet, workers=workers, rate_per_s=rate, retry_failed=retry_failed)
+    _fetch("panoramas", recipe, settings, out, json, quiet)
 
 
 @app.command()
@@ -233,38 +222,28 @@ def show(directory: DatasetDir, json: Json = False, quiet: bool = False) -> None
         _print_summary(summary)
 
 
-@recipes_app.command("list")
+@app.command()
 @takes_verbosity
-def recipes_list(quiet: bool = False) -> None:
-    """List the dataset recipes that come with cvgl."""
-    from cvgl_data.recipe import describe_shipped
+def verify(
+    directory: DatasetDir,
+    decode: Annotated[bool, typer.Option("--decode", help="Decode every image as well.")] = False,
+    json: Json = False,
+    quiet: bool = False,
+) -> None:
+    """Check every hash, size and reference of a dataset again, and say what is wrong."""
+    from cvgl_data import verification
 
-    table("Dataset recipes", ["recipe", "how to run it"], [list(row) for row in describe_shipped("datasets")])
-
-
-@recipes_app.command("show")
-@takes_verbosity
-def recipes_show(name: str, quiet: bool = False) -> None:
-    """Print a recipe as it is shipped, comments included."""
-    from cvgl_data.recipe import read_text
-
-    typer.echo(read_text(name, "datasets"), nl=False)
-
-
-def _print_plan(recipe: DatasetRecipe, areas: list[AreaPlan]) -> None:
-    rows = [
-        [
-            area.name,
-            f"{area.area_km2:,.2f}",
-            f"{area.num_references:,}",
-            f"{area.num_tiles:,}",
-            f"{area.gsd_m:.3f}",
-        ]
-        for area in areas
-    ]
-    grid = recipe.grid
-    title = f"{recipe.name}: {recipe.imagery.source} zoom {grid.zoom}, {grid.size} px, overlap {grid.overlap:g}"
-    table(title, ["area", "km²", "references", "tiles", "m/px"], rows)
+    with progress_bar(quiet) as bar:
+        problems = verification.verify(directory, decode=decode, progress=bar)
+    if json:
+        print_json([asdict(problem) for problem in problems])
+    elif problems:
+        table("Problems", ["where", "item", "what"], [[item.where, item.item, item.what] for item in problems])
+    else:
+        note(f"{directory} is sound")
+    if problems:
+        note(f"{len(problems)} problems")
+        raise typer.Exit(PARTIAL)
 
 
 def _finish(folder: Path, report: Report, json: bool) -> None:
@@ -276,6 +255,11 @@ def _finish(folder: Path, report: Report, json: bool) -> None:
         table("Fetched", ["kind", "outcome", "images"], rows)
         rows = [[name or "left out", f"{n:,}"] for name, n in report.splits.items()]
         table("Queries", ["split", "queries"], rows)
+    if report.num_constant:
+        note(
+            f"warning: {report.num_constant} references share their bytes with others: open water, or a placeholder; "
+            "their status is constant_tile"
+        )
     num_queries = report.outcomes["queries"].get("ok", 0)
     if num_queries and not report.num_covered:
         note(f"warning: none of the {num_queries} queries is covered by any reference: there are no pairs")

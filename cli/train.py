@@ -26,14 +26,14 @@ from ._options import (
     table,
     takes_verbosity,
 )
+from ._recipes import recipes_app
 
 # Before torch is imported: idle OpenMP threads shall sleep. Spinning, they take the cores from other processes;
 # on a busy two-core machine a training was seen to take seven times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 app = new_app("Train and evaluate cross-view geo-localization models on datasets built by cvgl-data.")
-recipes_app = new_app("List and show the model recipes that come with cvgl.")
-app.add_typer(recipes_app, name="recipes")
+app.add_typer(recipes_app("models", "model recipes"), name="recipes")
 
 Data = Annotated[Path, typer.Option("--data", "-d", help="Dataset folder.", show_default=False)]
 RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
@@ -137,24 +137,6 @@ def locate(
             for rank, c in enumerate(location.candidates, start=1)
         ]
         table(location.image, ["rank", "lon", "lat", "score", "reference"], rows)
-
-
-@recipes_app.command("list")
-@takes_verbosity
-def recipes_list(quiet: bool = False) -> None:
-    """List the model recipes that come with cvgl."""
-    from cvgl_data.recipe import describe_shipped
-
-    table("Model recipes", ["recipe", "how to run it"], [list(row) for row in describe_shipped("models")])
-
-
-@recipes_app.command("show")
-@takes_verbosity
-def recipes_show(name: str, quiet: bool = False) -> None:
-    """Print a recipe as it is shipped, comments included."""
-    from cvgl_data.recipe import read_text
-
-    typer.echo(read_text(name, "models"), nl=False)
 
 
 @contextmanager

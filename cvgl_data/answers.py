@@ -1,20 +1,62 @@
-"""Answers of web services: JSON that is checked against what was agreed, or one clear error."""
+"""Answers of web services: JSON that is checked against what was agreed, or one clear error.
+
+The field types refuse what JSON can hold and no dataset should: NaN, positions off the globe, half a surrogate pair.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Hashable
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, TypeAdapter, ValidationError
 
 from cvgl_data.errors import FetchError
 from cvgl_data.types import Outcome
 
 if TYPE_CHECKING:
-    from pydantic import TypeAdapter
-
     from cvgl_data.http import Response
 
 T = TypeVar("T")
+
+
+def _encodable(text: str) -> str:
+    """Refuse half a surrogate pair, which JSON may hold and no file takes."""
+    text.encode()
+    return text
+
+
+Text = Annotated[str, AfterValidator(_encodable)]
+Flag = Annotated[bool, Strict()]
+Whole = Annotated[int, Strict()]
+Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]
+"""Finite; a whole number will do, a text or a flag will not."""
+
+Lon = Annotated[Number, Field(ge=-180.0, le=180.0)]
+Lat = Annotated[Number, Field(ge=-90.0, le=90.0)]
+
+
+class Model(BaseModel):
+    """Base of all answers: what is not needed is ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Point(Model):
+    """A GeoJSON point: (lon, lat), or (lon, lat, altitude)."""
+
+    coordinates: tuple[Lon, Lat] | tuple[Lon, Lat, Number]
+
+
+def is_address(text: str) -> bool:
+    """Tell whether a text is a web address at all."""
+    try:
+        parts = urlsplit(_encodable(text))
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0  # `port` may raise too
+    except ValueError:
+        return False
 
 
 def load(response: Response, *, source: str, item: str) -> Any:
@@ -37,10 +79,9 @@ def check(kind: type[T], value: Any, *, source: str, item: str) -> T:
     Raises:
         FetchError: ``decode_error`` naming the first field that is missing or of another type.
     """
-    from pydantic import ValidationError
-
     try:
-        return _adapter(kind).validate_python(value)
+        found: T = _adapter(cast(Hashable, kind)).validate_python(value)
+        return found
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "the answer"
@@ -55,6 +96,4 @@ def read(kind: type[T], response: Response, *, source: str, item: str) -> T:
 
 @lru_cache(maxsize=64)
 def _adapter(kind: Any) -> TypeAdapter[Any]:
-    from pydantic import TypeAdapter
-
     return TypeAdapter(kind)

@@ -10,6 +10,7 @@ CvglError
 ├── WorkspaceError                     a folder belongs to another recipe, is locked or incomplete
 ├── DatasetNotFoundError(FileNotFoundError)
 ├── DatasetError                       a dataset on disk is damaged: names the file and what is wrong
+├── TermsError                         terms of use were not accepted: says what they restrict and how to accept
 ├── CheckpointError                    a run or its weights cannot be loaded; says what did not match
 └── FetchError                         a source gave up; carries source, item, outcome
     ├── NoImagery                      the source has no pixels there: a fact, not a failure
@@ -59,6 +60,10 @@ class DatasetNotFoundError(CvglError, FileNotFoundError):
 
 class DatasetError(CvglError):
     """A dataset on disk is damaged."""
+
+
+class TermsError(CvglError):
+    """A source's terms of use have to be accepted first."""
 
 
 class CheckpointError(CvglError):

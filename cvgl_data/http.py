@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import random
 import re
 import time
 from collections.abc import Container, Mapping
-from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from importlib.metadata import version
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from cvgl_data.environment import mask
-from cvgl_data.errors import FetchError
-from cvgl_data.hosts import Quota
+from cvgl_data.errors import FetchError, SourceStopped
+from cvgl_data.hosts import Host, Ledger, Quota, state_folder
 from cvgl_data.types import Outcome
 
 if TYPE_CHECKING:
@@ -51,25 +52,35 @@ def redact(text: str) -> str:
     return mask(_SECRET.sub(r"\1***", text))
 
 
-@dataclass(frozen=True, slots=True)
 class Response:
     """A complete answer, with a status below 400 unless another was accepted."""
 
-    url: str
-    """As asked for, secrets blanked out."""
-    status: int
-    headers: Mapping[str, str]
-    """Names compare without regard to case."""
-    body: bytes
+    __slots__ = ("_url", "body", "headers", "status")
+
+    def __init__(self, url: str, status: int, headers: Mapping[str, str], body: bytes) -> None:
+        self._url = url
+        self.status = status
+        self.headers = headers
+        """Names compare without regard to case."""
+        self.body = body
 
     @property
-    def validators(self) -> dict[str, str]:
+    def url(self) -> str:
+        """As asked for, secrets blanked out."""
+        return redact(self._url)
+
+    @property
+    def validators(self) -> dict[str, Any]:
         """What `Fetched` and `Panorama` keep of an image's response: ``etag``, ``last_modified``, ``robots``."""
         return {
             "etag": self.headers.get("ETag", ""),
             "last_modified": self.headers.get("Last-Modified", ""),
             "robots": self.headers.get("X-Robots-Tag", ""),
         }
+
+
+class NotModified(Exception):  # noqa: N818 - good news
+    """The server still has what is here already; see `Http.unless`."""
 
 
 class Http:
@@ -81,11 +92,14 @@ class Http:
         max_tries: Attempts per request.
         deadline_s: No new attempt begins this long after the first.
         backoff_s: First delay before trying again; doubles, capped at a minute, and is drawn at random up to that.
-        max_pause_s: A longer Retry-After is not slept through: requests to the host then fail at once, for a later run.
+        max_pause_s: A longer Retry-After is not slept through: requests to the host then fail at once, and do so in
+            later runs until its time has come. Likewise a used-up quota.
         max_body_bytes: Larger answers are refused.
         connect_timeout_s: To have a connection.
         read_timeout_s: Between two pieces of the body.
         total_timeout_s: For one attempt.
+        contact: How to reach whoever runs this, told to every server; default: ``CVGL_CONTACT``.
+        ledger: Remembers quotas and parked hosts; default: this user's.
     """
 
     def __init__(
@@ -101,6 +115,8 @@ class Http:
         connect_timeout_s: float = 10.0,
         read_timeout_s: float = 30.0,
         total_timeout_s: float = 60.0,
+        contact: str = "",
+        ledger: Ledger | None = None,
     ) -> None:
         self.num_requests = 0
         """Attempts sent so far."""
@@ -112,8 +128,10 @@ class Http:
         self._max_pause_s = max_pause_s
         self._max_body_bytes = max_body_bytes
         self._timeouts_s = (connect_timeout_s, read_timeout_s, total_timeout_s)
+        self._contact = contact or os.environ.get("CVGL_CONTACT", "")
+        self._ledger = ledger or Ledger(state_folder() / "limits.json")
         self._session: aiohttp.ClientSession | None = None
-        self._hosts: dict[str, _Host] = {}
+        self._hosts: dict[str, Host] = {}
 
     async def __aenter__(self) -> Http:
         """Return the client itself."""
@@ -123,6 +141,7 @@ class Http:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close the connections."""
+        self._ledger.close()
         if self._session is not None:
             await self._session.close()
             self._session = None
@@ -130,6 +149,18 @@ class Http:
     async def get(self, url: str, **options: Any) -> Response:
         """Ask for a URL; options and errors as for `request`."""
         return await self.request("GET", url, **options)
+
+    @property
+    def base(self) -> Http:
+        """This very client without conditions, for what several requests share."""
+        return self
+
+    def unless(self, etag: str) -> Http:
+        """Return this client asking on the condition that something is no longer what the ETag says.
+
+        A request through it raises `NotModified` when it is.
+        """
+        return _Conditional(self, etag)
 
     async def request(
         self,
@@ -162,18 +193,31 @@ class Http:
             SourceStopped: If the quota is used up.
         """
         host = self._host(url)
-        first = time.monotonic()
+        first = 0.0
         attempt = 1
         while True:
+            sent = 0.0
+            await host.enter()
             try:
-                async with host.connections:
-                    await host.admit(self._max_pause_s)
-                    self.num_requests += 1
-                    return await self._attempt(method, url, accept, params=params, headers=headers, json=json)
+                if quota is not None or self._ledger.parked or not host.take_turn():
+                    await self._admit(host, quota)
+                self.num_requests += 1
+                sent = time.monotonic()
+                first = first or sent
+                response = await self._attempt(method, url, accept, params=params, headers=headers, json=json)
+                if host.share < 1.0:
+                    host.answered()
+                return response
             except _Failure as failure:
-                late = time.monotonic() - first >= self._deadline_s
+                if not sent:  # we did not even ask
+                    raise SourceStopped(str(failure), source=source, item=item, outcome=failure.outcome) from None
+                if failure.refuses:
+                    host.refused(sent)
                 if failure.pause_s:
                     host.pause(failure.pause_s)
+                    if failure.pause_s > self._max_pause_s:
+                        self._ledger.park(host.name, failure.pause_s)
+                late = time.monotonic() - first >= self._deadline_s
                 if not failure.retry or attempt >= self._max_tries or late:
                     raise FetchError(
                         redact(f"{failure} after {attempt} tries: {url}" if attempt > 1 else f"{failure}: {url}"),
@@ -181,25 +225,52 @@ class Http:
                         item=item,
                         outcome=failure.outcome,
                     ) from None
-                logger.debug("try %d of %s failed: %s", attempt, redact(url), redact(str(failure)))
+                if logger.isEnabledFor(logging.DEBUG):
+                    logger.debug("try %d of %s failed: %s", attempt, redact(url), redact(str(failure)))
+            finally:
+                host.leave()
             await asyncio.sleep(random.uniform(0.0, min(60.0, self._backoff_s * 2 ** (attempt - 1))))
             attempt += 1
 
-    def _host(self, url: str) -> _Host:
-        name = urlsplit(url).netloc.rpartition("@")[2].lower()
-        if name not in self._hosts:
-            self._hosts[name] = _Host(name, self._rate_per_s, self._connections)
-        return self._hosts[name]
+    async def _admit(self, host: Host, quota: Quota | None) -> None:
+        """Wait until the request may be sent; raises rather than wait for hours."""
+        while quota is not None and (wait_s := self._ledger.take(host.name, quota)):
+            if wait_s > self._max_pause_s:
+                when = time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() + wait_s))
+                text = f"the quota '{quota.name}' of {host.name} is used up until {when}; run again then"
+                raise _Failure(text, Outcome.QUOTA, retry=False)
+            await asyncio.sleep(wait_s)
+        while (parked_s := self._ledger.parked_s(host.name)) or not host.take_turn():
+            wait_s = max(parked_s, host.wait_s)
+            if max(parked_s, host.pause_s) > self._max_pause_s:
+                text = f"host {host.name} asks to be left alone for {wait_s:.0f} s; run again later"
+                raise _Failure(text, Outcome.RATE_LIMITED, retry=False)
+            await asyncio.sleep(wait_s)
+
+    def _host(self, url: str) -> Host:
+        origin = url[: url.find("/", 8)] if url.find("/", 8) > 0 else url
+        host = self._hosts.get(origin)
+        if host is None:
+            name = urlsplit(url).netloc.rpartition("@")[2].lower()
+            known = (host for host in self._hosts.values() if host.name == name)
+            host = next(known, None) or Host(name, self._rate_per_s, self._connections)
+            self._hosts[origin] = host
+        return host
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
             import aiohttp  # 0.3 s of start-up that builds without network need not pay
 
             connect_s, read_s, total_s = self._timeouts_s
+            who = f"cvgl-data/{version('cvgl')} (cross-view geo-localization research" + (
+                f"; {self._contact})" if self._contact else ")"
+            )
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, limit_per_host=self._connections, ttl_dns_cache=300),
+                connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=300),  # `Host` counts connections
                 timeout=aiohttp.ClientTimeout(total=total_s, sock_connect=connect_s, sock_read=read_s),
-                headers={"User-Agent": f"cvgl-data/{version('cvgl')}", "Accept-Encoding": "identity"},
+                headers={"User-Agent": who, "Accept-Encoding": "identity"},
+                cookie_jar=aiohttp.DummyCookieJar(),
+                trust_env=bool(getproxies()),
             )
         return self._session
 
@@ -210,8 +281,7 @@ class Http:
             async with self._open().request(method, url, **options) as response:
                 if response.status >= 400 and response.status not in accept:
                     raise _failure(response.status, response.headers)
-                body = await self._body(response)
-                return Response(redact(str(response.url)), response.status, response.headers, body)
+                return Response(url, response.status, response.headers, await self._body(response))
         except aiohttp.ClientPayloadError as error:
             raise _Failure(f"the body ends early ({error})", Outcome.TRUNCATED, retry=True) from None
         except TimeoutError:  # before ClientError: aiohttp's timeouts are both
@@ -223,59 +293,54 @@ class Http:
             raise _Failure(text, Outcome.CONNECTION, retry=True) from None
 
     async def _body(self, response: aiohttp.ClientResponse) -> bytes:
+        announced = response.content_length
+        if announced is not None and announced <= self._max_body_bytes:
+            return await response.read()  # in one piece, checked against what was announced
         pieces: list[bytes] = []
-        size = 0
-        async for piece in response.content.iter_any():
-            size += len(piece)
-            if size > self._max_body_bytes:
-                limit = f"the body is larger than {self._max_body_bytes} bytes"
-                raise _Failure(limit, Outcome.WRONG_SIZE, retry=False)
-            pieces.append(piece)
+        size = announced or 0
+        if size <= self._max_body_bytes:
+            size = 0
+            async for piece in response.content.iter_any():
+                pieces.append(piece)
+                size += len(piece)
+                if size > self._max_body_bytes:
+                    break
+        if size > self._max_body_bytes:
+            limit = f"the body is larger than {self._max_body_bytes} bytes"
+            raise _Failure(limit, Outcome.WRONG_SIZE, retry=False)
         return b"".join(pieces)
+
+
+class _Conditional(Http):
+    """A client that asks for what has changed only; everything else is its base's."""
+
+    def __init__(self, base: Http, etag: str) -> None:
+        self._base = base
+        self._etag = etag
+
+    @property
+    def base(self) -> Http:
+        return self._base
+
+    async def request(self, method: str, url: str, **options: Any) -> Response:
+        headers = {**(options.pop("headers", None) or {}), "If-None-Match": self._etag}
+        response = await self._base.request(method, url, headers=headers, **options)
+        if response.status == 304:
+            raise NotModified
+        return response
 
 
 class _Failure(Exception):  # noqa: N818 - never leaves this module
     """One attempt that failed."""
 
-    def __init__(self, message: str, outcome: Outcome, *, retry: bool, pause_s: float = 0.0) -> None:
+    def __init__(
+        self, message: str, outcome: Outcome, *, retry: bool, pause_s: float = 0.0, refuses: bool = False
+    ) -> None:
         super().__init__(message)
         self.outcome = outcome
         self.retry = retry
         self.pause_s = pause_s
-
-
-class _Host:
-    """Budget of one host: a bucket of ``burst`` requests that refills at ``rate_per_s``, and the pause it asked for."""
-
-    def __init__(self, name: str, rate_per_s: float, burst: int) -> None:
-        self.connections = asyncio.Semaphore(burst)
-        self._name = name
-        self._rate_per_s = rate_per_s
-        self._burst = burst
-        self._next = 0.0  # when the next request may leave; lags behind the clock by at most a full bucket
-        self._resume = 0.0
-
-    def pause(self, seconds: float) -> None:
-        """Let nothing pass for a while."""
-        self._resume = max(self._resume, time.monotonic() + seconds)
-
-    async def admit(self, max_pause_s: float) -> None:
-        """Wait until one more request may be sent."""
-        while True:
-            now = time.monotonic()
-            if self._resume - now > max_pause_s:
-                text = f"host {self._name} asks to be left alone for {self._resume - now:.0f} s; run again later"
-                raise _Failure(text, Outcome.RATE_LIMITED, retry=False)
-            if self._resume > now:
-                await asyncio.sleep(self._resume - now)
-                continue
-            if not self._rate_per_s:
-                return
-            self._next = max(self._next, now - (self._burst - 1) / self._rate_per_s)
-            if self._next <= now:
-                self._next += 1 / self._rate_per_s
-                return
-            await asyncio.sleep(self._next - now)
+        self.refuses = refuses
 
 
 def _failure(status: int, headers: Mapping[str, str]) -> _Failure:
@@ -286,6 +351,7 @@ def _failure(status: int, headers: Mapping[str, str]) -> _Failure:
         _STATUS_OUTCOMES.get(status, default),
         retry=status in _RETRIED_STATUSES,
         pause_s=pause_s,
+        refuses=status in (429, 503),
     )
 
 

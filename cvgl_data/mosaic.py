@@ -16,6 +16,9 @@ from cvgl_data.types import TILE_PX, Fetched, ImagerySource, Outcome, Tile, Wind
 CACHE_BYTES = 32 * 1024 * 1024
 """Encoded tiles kept for the windows to come: two rows of a city with overlapping windows."""
 
+SAMPLED = 256
+"""One tile in so many is decoded in any case, so that a source of broken images is noticed."""
+
 
 class TileCache:
     """Fetches each tile once, for all windows that ask for it at the same time or soon after.
@@ -23,29 +26,41 @@ class TileCache:
     Args:
         source: Where from.
         http: Shared client.
-        max_bytes: Forget the tiles that were not used for longest beyond this.
+        verify: ``header`` looks at images from the outside and decodes one in `SAMPLED`, ``decode`` decodes each.
+        max_bytes: Forget the tiles that were not used for longest beyond this; 0 keeps none and fetches each tile as
+            often as it is asked for.
+
+    Raises:
+        RecipeError: If ``verify`` is neither.
     """
 
-    def __init__(self, source: ImagerySource, http: Http, max_bytes: int = CACHE_BYTES) -> None:
+    def __init__(
+        self, source: ImagerySource, http: Http, *, verify: str = "header", max_bytes: int = CACHE_BYTES
+    ) -> None:
+        if verify not in ("header", "decode"):
+            raise RecipeError(f"images are verified by header or decode, not by '{verify}'")
         self.source = source
         self._http = http
+        self._decodes_all = verify == "decode"
         self._max_bytes = max_bytes
         self._bytes = 0
         self._kept: OrderedDict[Tile, Fetched] = OrderedDict()
         self._in_flight: dict[Tile, asyncio.Task[Fetched]] = {}
 
     async def get(self, tile: Tile) -> Fetched:
-        """Return a tile whose image has been checked from the outside.
+        """Return a tile whose image has been checked.
 
         Raises:
             FetchError: If it cannot be had, or is not a complete image of the source's size.
         """
+        if not self._max_bytes:
+            return await self.fetch(tile)
         if tile in self._kept:
             self._kept.move_to_end(tile)
             return self._kept[tile]
         task = self._in_flight.get(tile)
         if task is None:
-            task = self._in_flight[tile] = asyncio.ensure_future(self._fetch(tile))
+            task = self._in_flight[tile] = asyncio.ensure_future(self.fetch(tile))
             task.add_done_callback(lambda done: self._arrived(tile, done))
         return await asyncio.shield(task)  # one window may be given up while another still waits
 
@@ -55,13 +70,25 @@ class TileCache:
             task.cancel()
         self._kept.clear()
 
-    async def _fetch(self, tile: Tile) -> Fetched:
-        fetched = await self.source.fetch(tile, self._http)
+    async def fetch(self, tile: Tile, etag: str = "") -> Fetched:
+        """Return a tile past the cache, checked.
+
+        Args:
+            tile: Which one.
+            etag: Of the image that is here already, if it is.
+
+        Raises:
+            FetchError: As for `get`.
+            NotModified: If the server still has the image of this ETag.
+        """
+        fetched = await self.source.fetch(tile, self._http.unless(etag) if etag else self._http)
         size = image_size(fetched.image)
         expected = (self.source.tile_px, self.source.tile_px)
         if size != expected:
             text = f"tile {tile} is {size[0]}x{size[1]} pixels, not {expected[0]}x{expected[1]}"
             raise FetchError(text, source=self.source.name, item=str(tile), outcome=Outcome.WRONG_SIZE)
+        if self._decodes_all or (tile.x + 31 * tile.y) % SAMPLED == 0:
+            decode(fetched.image)
         return fetched
 
     def _arrived(self, tile: Tile, task: asyncio.Task[Fetched]) -> None:
@@ -75,15 +102,22 @@ class TileCache:
             self._bytes -= len(forgotten.image)
 
 
-async def cut(window: Window, tiles: TileCache) -> Fetched:
+async def cut(window: Window, tiles: TileCache, etag: str = "") -> Fetched:
     """Return the image of a window: its one tile as received, or a mosaic encoded once.
+
+    Args:
+        window: Which one.
+        tiles: Where to get tiles.
+        etag: Of the image that is here already, if it is one tile.
 
     Raises:
         FetchError: If a tile fails; a window is never filled up.
+        NotModified: If the server still has the image of this ETag.
         RecipeError: If the window's edges lie inside pixels of the source's tiles.
     """
-    if len(window.tiles) == 1 and window.size == TILE_PX:
-        return await tiles.get(window.tiles[0])
+    if window.size == TILE_PX and not (window.x % TILE_PX or window.y % TILE_PX):
+        tile = Tile(window.x // TILE_PX % 2**window.zoom, window.y // TILE_PX, window.zoom)
+        return await (tiles.fetch(tile, etag) if etag else tiles.get(tile))
     tile_px = tiles.source.tile_px
     if any(edge * tile_px % TILE_PX for edge in (window.x, window.y, window.size)):
         raise RecipeError(
@@ -95,6 +129,13 @@ async def cut(window: Window, tiles: TileCache) -> Fetched:
         image=await asyncio.to_thread(_mosaic, window, [fetched.image for fetched in found], tile_px),
         captured=_merged("/", (fetched.captured for fetched in found)),
         release=_merged("; ", (fetched.release for fetched in found)),
+        release_source=_merged("; ", (fetched.release_source for fetched in found)),
+        provider=_merged("; ", (fetched.provider for fetched in found)),
+        source_gsd_m=max((fetched.source_gsd_m for fetched in found if fetched.source_gsd_m is not None), default=None),
+        upsampled_from_zoom=min(
+            (fetched.upsampled_from_zoom for fetched in found if fetched.upsampled_from_zoom is not None), default=None
+        ),
+        robots=_merged(", ", (fetched.robots for fetched in found)),
         licence=_merged("; ", (fetched.licence or tiles.source.licence for fetched in found)),
     )
 

@@ -7,25 +7,25 @@ earlier ones left in the workspace and leaves one thing itself, so a build that 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import signal
-import sys
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from cvgl_data import fetch, neighbors, pairing, shards, splits
+from cvgl_data import fetch, neighbors, pairing, shards, splits, terms
 from cvgl_data.dataset import open_dataset
 from cvgl_data.errors import FetchError, WorkspaceError
+from cvgl_data.fetch.repeats import flagged, repeated
 from cvgl_data.http import Http
-from cvgl_data.planning import areas, check, windows_of, without_repeats
+from cvgl_data.planning import areas, check, discover, most_panoramas, windows_of, without_repeats
 from cvgl_data.readers.packed import MANIFEST
-from cvgl_data.recipe import DatasetRecipe, resolve, to_tables
+from cvgl_data.recipe import DatasetRecipe, SourceRecipe, resolve, to_tables
+from cvgl_data.running import run
 from cvgl_data.schema import FAILURES
 from cvgl_data.selection import choose_ids, read_pano_ids
 from cvgl_data.sources import open_imagery, open_panoramas
@@ -47,6 +47,8 @@ class Report:
     num_pairs: int
     num_covered: int
     """Queries that at least one reference covers."""
+    num_constant: int
+    """References that share their bytes with several others."""
     manifest: Path
 
     @property
@@ -61,35 +63,77 @@ def count_failed(counts: dict[str, int]) -> int:
     return sum(n for outcome, n in counts.items() if outcome not in facts)
 
 
-def build(recipe: DatasetRecipe, out: Path, *, overwrite: bool = False, **settings: Any) -> Report:
+def build(recipe: DatasetRecipe, out: Path, **settings: Any) -> Report:
     """Build a dataset, or go on with a build that was interrupted.
 
     Args:
         recipe: What to build.
         out: Folder of the dataset; its ``.cvgl`` folder holds what was fetched.
-        overwrite: Delete what an earlier build left in the folder, and start over.
-        settings: See `Build`.
+        settings: As for `start`.
 
     Raises:
         CvglError: Whatever went wrong, named; what was fetched is kept.
         KeyboardInterrupt: After SIGINT or SIGTERM, once what is in flight has been kept.
     """
-    with start(recipe, out, overwrite=overwrite, **settings) as begun:
+    with start(recipe, out, **settings) as begun:
         outcomes = {"references": begun.fetch_references(), "queries": begun.fetch_queries()}
         pairs = begun.pair()
         begun.distance_map()
         counts = begun.split()
         manifest = begun.pack()
+        constant = len(repeated(begun.references()))
     covered = len(set(pairs["query_id"].to_pylist()))
-    return Report(outcomes=outcomes, splits=counts, num_pairs=pairs.num_rows, num_covered=covered, manifest=manifest)
+    return Report(
+        outcomes=outcomes,
+        splits=counts,
+        num_pairs=pairs.num_rows,
+        num_covered=covered,
+        num_constant=constant,
+        manifest=manifest,
+    )
 
 
 @contextmanager
-def start(recipe: DatasetRecipe, out: Path, *, overwrite: bool = False, **settings: Any) -> Iterator[Build]:
-    """Open the workspace of a recipe, new or begun, and yield the build; arguments as for `build`."""
+def start(
+    recipe: DatasetRecipe,
+    out: Path,
+    *,
+    kinds: Sequence[str] = ("imagery", "panoramas"),
+    accept_terms: Sequence[str] = (),
+    overwrite: bool = False,
+    rate_per_s: float = 10.0,
+    connections: int = 8,
+    **settings: Any,
+) -> Iterator[Build]:
+    """Open the workspace of a recipe, new or begun, and yield the build.
+
+    What a source would otherwise change under the recipe, such as the newest release of its imagery, is fixed now and
+    saved with it.
+
+    Args:
+        recipe: What to build.
+        out: Folder of the dataset.
+        kinds: What will be fetched; only the terms of these sources are asked for.
+        accept_terms: Names of terms of use that the user accepts.
+        overwrite: Delete what an earlier build left in the folder, and start over.
+        rate_per_s: Requests per second and host; 0 means no limit.
+        connections: Requests in flight per host.
+        settings: See `Build`.
+
+    Raises:
+        TermsError: If a source's terms have not been accepted.
+    """
     check(recipe)
-    with Workspace(out).open(to_tables(recipe), overwrite=overwrite) as workspace:
-        yield Build(recipe, workspace, **settings)
+    workspace = Workspace(out)
+    http_settings = {"rate_per_s": rate_per_s, "connections": connections}
+    with _sources(recipe, kinds) as sources:
+        found = [source.terms for source in sources.values() if getattr(source, "terms", None)]
+        record = terms.check(found, accept_terms, terms.read(workspace.state))
+        saved = {} if overwrite else workspace.recipe_tables() or {}
+        recipe = _pinned(recipe, sources, saved, http_settings)
+    with workspace.open(to_tables(recipe), overwrite=overwrite):
+        terms.write(workspace.state, record)
+        yield Build(recipe, workspace, http_settings=http_settings, **settings)
 
 
 @contextmanager
@@ -106,6 +150,42 @@ def resume(out: Path, **settings: Any) -> Iterator[Build]:
     # Not checked again: the steps after fetching need neither the sources nor the files they were given.
     with Workspace(out).open(to_tables(recipe)) as workspace:
         yield Build(recipe, workspace, **settings)
+
+
+@contextmanager
+def _sources(recipe: DatasetRecipe, kinds: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Yield the recipe's sources by kind."""
+    openers: dict[str, Callable[..., Any]] = {"imagery": open_imagery, "panoramas": open_panoramas}
+    with ExitStack() as stack:
+        opened = {}
+        for kind in kinds:
+            chosen: SourceRecipe = getattr(recipe, kind)
+            opened[kind] = stack.enter_context(closing(openers[kind](chosen.source, chosen.options, workers=1)))
+        yield opened
+
+
+def _pinned(
+    recipe: DatasetRecipe, sources: Mapping[str, Any], saved: Mapping[str, Any], http_settings: Mapping[str, Any]
+) -> DatasetRecipe:
+    """Return the recipe with the options that its sources pin: those saved with the build, or those of today."""
+    for kind, source in sources.items():
+        if not hasattr(source, "pin"):
+            continue
+        chosen: SourceRecipe = getattr(recipe, kind)
+        before = saved.get(kind, {})
+        kept = before.get("options", {}) if before.get("source") == chosen.source else {}
+        if all(kept.get(key) and chosen.options.get(key) in (None, "", kept[key]) for key in source.pins):
+            pins = {key: kept[key] for key in source.pins}
+        else:
+            pins = run(partial(_pin, source), **http_settings)
+        changed: dict[str, Any] = {kind: replace(chosen, options={**chosen.options, **pins})}
+        recipe = replace(recipe, **changed)
+    return recipe
+
+
+async def _pin(source: Any, http: Http, cancel: asyncio.Event) -> dict[str, Any]:
+    pins: dict[str, Any] = await source.pin(http)
+    return pins
 
 
 def decentrality(folder: Path) -> list[dict[str, Any]]:
@@ -135,8 +215,10 @@ class Build:
         recipe: What to build.
         workspace: Where; opened with this very recipe.
         workers: Processes for sources that compute; 0 means one per core.
-        rate_per_s: Requests per second and host; 0 means no limit.
+        verify: How closely received images are looked at: ``header`` or ``decode``.
         retry_failed: Also ask again for what failed for good in an earlier run.
+        refresh: Also ask whether what is there has changed.
+        http_settings: See `Http`.
         progress: Told about stages and items.
     """
 
@@ -146,15 +228,22 @@ class Build:
         workspace: Workspace,
         *,
         workers: int = 0,
-        rate_per_s: float = 10.0,
+        verify: str = "header",
         retry_failed: bool = False,
+        refresh: bool = False,
+        http_settings: Mapping[str, Any] | None = None,
         progress: Progress | None = None,
     ) -> None:
         self.recipe = recipe
         self.workspace = workspace
         self.workers = workers
-        self.rate_per_s = rate_per_s
-        self.retry_failed = retry_failed
+        self.http_settings = dict(http_settings or {})
+        self._engine: dict[str, Any] = {
+            "verify": verify,
+            "retry_failed": retry_failed,
+            "refresh": refresh,
+            "on_item": self._on_item,
+        }
         self.progress: Progress = progress or Silent()
 
     def fetch_references(self) -> dict[str, int]:
@@ -180,10 +269,11 @@ class Build:
                         imagery,
                         self.workspace,
                         http,
-                        on_item=self._on_item,
-                        retry_failed=self.retry_failed,
                         cancel=cancel,
+                        **self._engine,
                     )
+                if hasattr(imagery, "read_attribution"):  # also where nothing was left to fetch
+                    await imagery.read_attribution(http)
                 return counts
 
             counts = self._run(fetch_all)
@@ -203,22 +293,22 @@ class Build:
 
             async def fetch_all(http: Http, cancel: asyncio.Event) -> Counter[Outcome]:
                 work = await self._panoramas(panoramas, http)
-                self.progress.stage("queries", sum(len(ids) for ids, _ in work))
+                self.progress.stage("queries", sum(len(found.pano_ids) + len(found.errors) for found, _ in work))
                 counts: Counter[Outcome] = Counter()
-                for ids, area in work:
+                for found, area in work:
                     counts += await fetch.fetch_queries(
-                        ids,
+                        found.pano_ids,
                         area,
                         panoramas,
                         self.workspace,
                         http,
+                        errors=found.errors,
                         align=recipe.align,
                         width=recipe.width,
-                        on_item=self._on_item,
-                        retry_failed=self.retry_failed,
                         cancel=cancel,
+                        **self._engine,
                     )
-                chosen.extend(pano_id for ids, _ in work for pano_id in ids)
+                    chosen.extend([*found.pano_ids, *(error.item for error in found.errors)])
                 return counts
 
             chosen: list[str] = []
@@ -260,7 +350,9 @@ class Build:
             shards.pack(
                 self.workspace.folder,
                 self.recipe,
-                references=references.batches(self._keys("references", references, Outcome.OK)),
+                references=flagged(
+                    references.batches(self._keys("references", references, Outcome.OK)), repeated(self.references())
+                ),
                 queries=queries.batches(self._keys("queries", queries, Outcome.OK)),
                 pairs=self.workspace.read_table("pairs"),
                 distance_map=self.workspace.read_table("distance_map"),
@@ -272,6 +364,7 @@ class Build:
                     ]
                 ),
                 credits=[self._credit("references", "imagery"), self._credit("queries", "panoramas")],
+                terms_accepted=terms.read(self.workspace.state),
             )
         return self.workspace.folder / MANIFEST
 
@@ -287,8 +380,8 @@ class Build:
 
     async def _panoramas(
         self, source: PanoramaSource, http: Http
-    ) -> list[tuple[list[str], str | Callable[[float, float], str]]]:
-        """Return the ids to fetch, with the area each list belongs to or a function that finds it."""
+    ) -> list[tuple[fetch.Discovered, str | Callable[[float, float], str]]]:
+        """Return what to fetch, with the area each part belongs to or a function that finds it."""
         recipe = self.recipe.panoramas
         found = areas(self.recipe)
         if recipe.pano_ids:
@@ -297,21 +390,9 @@ class Build:
             def area_of(lon: float, lat: float) -> str:
                 return next((area.name for area in found if bool(area.contains(lon, lat))), "")
 
-            return [(choose_ids(ids, self._most(recipe.max), self.recipe.seed), area_of)]
-        work: list[tuple[list[str], str | Callable[[float, float], str]]] = []
-        seen: set[str] = set()
-        for index, area in enumerate(found):
-            most = self._most((self.recipe.areas[index].max if self.recipe.areas else 0) or recipe.max)
-            ids = await fetch.discover_queries(
-                source, area, http, spacing_m=recipe.spacing_m, limit=most, seed=self.recipe.seed
-            )
-            work.append(([pano_id for pano_id in ids if pano_id not in seen], area.name))
-            seen.update(ids)
-        return work
-
-    def _most(self, number: int) -> int:
-        """Return the smaller of a maximum and the recipe's limit, where 0 means none."""
-        return min(number, self.recipe.limit) if number and self.recipe.limit else number or self.recipe.limit
+            return [(fetch.Discovered(choose_ids(ids, most_panoramas(self.recipe, 0), self.recipe.seed), []), area_of)]
+        there = await discover(self.recipe, found, source, http)
+        return [(part, area.name) for part, area in zip(there, found, strict=True)]
 
     def _on_item(self, outcome: Outcome) -> None:
         self.progress.advance()
@@ -331,53 +412,7 @@ class Build:
         return shards.Credit(kind=credited, **{key.decode(): value.decode() for key, value in credit.items()})
 
     def _run(self, work: Callable[[Http, asyncio.Event], Coroutine[Any, Any, T]]) -> T:
-        """Run the network part of a step; SIGINT and SIGTERM let it finish what is in flight."""
-
-        async def main() -> T:
-            cancel = asyncio.Event()
-            _on_signals(asyncio.get_running_loop(), cancel.set)
-            async with Http(rate_per_s=self.rate_per_s) as http:
-                result = await work(http, cancel)
-            if cancel.is_set():
-                raise KeyboardInterrupt
-            return result
-
-        with _kept_handlers(), asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            return runner.run(main())
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    if sys.platform == "win32":
-        return None
-    import uvloop
-
-    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
-    return factory
-
-
-def _on_signals(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> None:
-    """Call ``stop`` on the first SIGINT or SIGTERM instead of dying; a second one dies."""
-
-    def first(number: int) -> None:
-        loop.remove_signal_handler(number)
-        stop()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        # Not the main thread, or Windows: the default handling stays.
-        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
-            loop.add_signal_handler(number, first, number)
-
-
-@contextmanager
-def _kept_handlers() -> Iterator[None]:
-    """Give SIGINT and SIGTERM back to whoever had them; a loop leaves the default behind."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            with contextlib.suppress(ValueError):  # not the main thread, where nothing was changed
-                signal.signal(number, handler)
+        return run(work, **self.http_settings)
 
 
 def _counted(kind: str, source: str, counts: Counter[Outcome]) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -10,13 +11,17 @@ import numpy as np
 
 from cvgl_data import splits
 from cvgl_data.aoi import AreaOfInterest
+from cvgl_data.costs import SourceCost, estimate
 from cvgl_data.errors import RecipeError
+from cvgl_data.fetch import Discovered, discover_queries
 from cvgl_data.geo import MAX_LAT_DEG
 from cvgl_data.grid import TileGrid, Windows
+from cvgl_data.http import Http
 from cvgl_data.recipe import AreaRecipe, DatasetRecipe
+from cvgl_data.running import run
 from cvgl_data.selection import read_pano_ids
 from cvgl_data.sources import open_imagery, open_panoramas
-from cvgl_data.types import BBox, ImagerySource
+from cvgl_data.types import BBox, ImagerySource, PanoramaSource
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,12 +37,29 @@ class AreaPlan:
     """Mean ground metres per pixel."""
 
 
-def plan(recipe: DatasetRecipe) -> list[AreaPlan]:
-    """Return what each area of a recipe will ask for; nothing is fetched."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a build will ask for."""
+
+    areas: list[AreaPlan]
+    costs: list[SourceCost]
+
+
+def plan(recipe: DatasetRecipe, *, rate_per_s: float = 10.0, discover: bool = False) -> Plan:
+    """Return what a recipe will ask for; nothing is fetched.
+
+    Args:
+        recipe: What would be built.
+        rate_per_s: Requests per second and host, for the time it takes.
+        discover: Ask the panorama source what there is, where only that tells how many panoramas there are.
+    """
     check(recipe)
     imagery = open_imagery(recipe.imagery.source, recipe.imagery.options, workers=1)
-    with closing(imagery):
-        return [
+    panoramas = open_panoramas(recipe.panoramas.source, recipe.panoramas.options, workers=1)
+    with closing(imagery), closing(panoramas):
+        found = areas(recipe)
+        work = [(area, windows_of(recipe, area, imagery)) for area in found]
+        planned = [
             AreaPlan(
                 name=area.name,
                 area_km2=area.area_km2,
@@ -45,9 +67,67 @@ def plan(recipe: DatasetRecipe) -> list[AreaPlan]:
                 num_tiles=windows.num_tiles(),
                 gsd_m=float(np.mean(windows.gsd_m())) if len(windows) else 0.0,
             )
-            for area in areas(recipe)
-            for windows in [windows_of(recipe, area, imagery)]
+            for area, windows in work
         ]
+        num_tiles = sum(area.num_tiles for area in planned)
+        number, is_bound = _num_panoramas(recipe, found, panoramas, rate_per_s, discover)
+        listing: Counter[str] = Counter()
+        if not recipe.panoramas.pano_ids and hasattr(panoramas, "discovery"):
+            for area in found:
+                listing.update(panoramas.discovery(area))
+        costs = [
+            estimate("imagery", imagery, num_tiles, rate_per_s=rate_per_s),
+            estimate("panoramas", panoramas, number, is_bound=is_bound, discovery=listing, rate_per_s=rate_per_s),
+        ]
+    return Plan(areas=planned, costs=costs)
+
+
+def most_panoramas(recipe: DatasetRecipe, index: int) -> int:
+    """Return at most how many panoramas the area of that index may have; 0 means no limit."""
+    most = (recipe.areas[index].max if recipe.areas else 0) or recipe.panoramas.max
+    return min(most, recipe.limit) if most and recipe.limit else most or recipe.limit
+
+
+async def discover(
+    recipe: DatasetRecipe, found: list[AreaOfInterest], source: PanoramaSource, http: Http
+) -> list[Discovered]:
+    """Return the panoramas to fetch in each area; one that lies in two areas belongs to the first."""
+    seen: set[str] = set()
+    result = []
+    for index, area in enumerate(found):
+        there = await discover_queries(
+            source,
+            area,
+            http,
+            spacing_m=recipe.panoramas.spacing_m,
+            limit=most_panoramas(recipe, index),
+            captured_after=recipe.panoramas.captured_after,
+            captured_before=recipe.panoramas.captured_before,
+            seed=recipe.seed,
+        )
+        pano_ids = [pano_id for pano_id in there.pano_ids if pano_id not in seen]
+        errors = [error for error in there.errors if error.item not in seen]
+        result.append(Discovered(pano_ids, errors))
+        seen.update(there.pano_ids, (error.item for error in there.errors))
+    return result
+
+
+def _num_panoramas(
+    recipe: DatasetRecipe, found: list[AreaOfInterest], source: PanoramaSource, rate_per_s: float, ask: bool
+) -> tuple[int | None, bool]:
+    """Return how many panoramas there will be, if that can be told, and whether there may be fewer."""
+    if recipe.panoramas.pano_ids:
+        number = len(read_pano_ids(recipe.panoramas.pano_ids))
+        most = most_panoramas(recipe, 0)
+        return min(number, most) if most else number, False
+    if ask:
+
+        async def count(http: Http, cancel: asyncio.Event) -> int:
+            return sum(len(there.pano_ids) for there in await discover(recipe, found, source, http))
+
+        return run(count, rate_per_s=rate_per_s), False
+    bounds = [most_panoramas(recipe, index) for index in range(len(found))]
+    return (sum(bounds), True) if all(bounds) else (None, False)
 
 
 def check(recipe: DatasetRecipe) -> None:

@@ -7,6 +7,7 @@ resolved recipe is saved beside every result and compared when a build is resume
 from __future__ import annotations
 
 import dataclasses
+import re
 import tomllib
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +28,12 @@ def _at_least(least: float, **values: float) -> None:
     for key, value in values.items():
         if not least <= value < float("inf"):
             raise ValueError(f"'{key}' is {value}, it must be at least {least:g}")
+
+
+def _dates(**values: str) -> None:
+    for key, value in values.items():
+        if value and not re.fullmatch(r"\d{4}(-(0[1-9]|1[0-2])(-(0[1-9]|[12]\d|3[01]))?)?", value):
+            raise ValueError(f"'{key}' is '{value}', write it like 2021, 2021-06 or 2021-06-15")
 
 
 def _one_of(key: str, value: str, *known: str) -> None:
@@ -83,16 +90,29 @@ class SourceRecipe:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ImageryRecipe(SourceRecipe):
+    """Where references come from."""
+
+    __pydantic_config__ = _STRICT
+    source: str = "esri"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PanoramaRecipe(SourceRecipe):
     """Where panoramas come from, and which of them."""
 
     __pydantic_config__ = _STRICT
+    source: str = "panoramax"
     pano_ids: str = ""
     """File with one panorama id per line; default: discover inside the areas."""
     spacing_m: float = 0.0
     """Keep panoramas at least this far apart (0: all), chosen by the recipe's seed."""
     max: int = 0
     """Keep at most this many per area (0: all), chosen by the recipe's seed."""
+    captured_after: str = ""
+    """Keep panoramas of this day and later (``2021``, ``2021-06``, ``2021-06-15``)."""
+    captured_before: str = ""
+    """Keep panoramas before this day; with either bound, those without a date are left out."""
     align: str = "auto"
     """``north``: re-render to heading 0, upright where pitch and roll are known; ``keep``: store the bytes as
     received; ``auto``: ``keep`` for the user's own files, ``north`` for all else."""
@@ -103,6 +123,7 @@ class PanoramaRecipe(SourceRecipe):
         _one_of("align", self.align, "auto", "north", "keep")
         _at_least(0, max=self.max, spacing_m=self.spacing_m)
         _at_least(2, width=self.width)
+        _dates(captured_after=self.captured_after, captured_before=self.captured_before)
         if self.width % 2:
             raise ValueError(f"'width' is {self.width}, it must be even")
 
@@ -159,8 +180,8 @@ class DatasetRecipe:
     limit: int = 0
     """Keep only the first N windows and at most N panoramas of each area (0: all), to try a recipe out."""
     grid: GridRecipe = field(default_factory=GridRecipe)
-    imagery: SourceRecipe = field(default_factory=lambda: SourceRecipe(source="esri"))
-    panoramas: PanoramaRecipe = field(default_factory=lambda: PanoramaRecipe(source="panoramax"))
+    imagery: ImageryRecipe = field(default_factory=ImageryRecipe)
+    panoramas: PanoramaRecipe = field(default_factory=PanoramaRecipe)
     distance_map: DistanceMapRecipe = field(default_factory=DistanceMapRecipe)
     split: SplitRecipe = field(default_factory=SplitRecipe)
     pack: PackRecipe = field(default_factory=PackRecipe)

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from cvgl_data.errors import SchemaError
 
-VERSION = "1"
+VERSION = "2"
 VERSION_KEY = b"cvgl_schema"
 NAME_KEY = b"cvgl_table"
 
@@ -42,10 +42,16 @@ REFERENCES = _table(
         ("area", pa.string()),
         ("source", pa.string()),
         ("release", pa.string()),
+        ("release_source", pa.string()),  # release in which these very bytes first appeared
         ("captured", pa.string()),
+        ("provider", pa.string()),  # who made the image, where a source is a collection
+        ("source_gsd_m", pa.float64()),  # ground metres per pixel of the original image; null: unknown
+        ("upsampled_from_zoom", pa.int32()),  # of the coarser tile that stands in for a missing one; null: none does
         ("licence", pa.string()),
+        ("no_redistribute", pa.bool_()),  # the source's terms forbid to publish the pixels
+        ("robots", pa.string()),  # the response's X-Robots-Tag
         ("sha256", pa.string()),  # of the image bytes in this row
-        ("status", pa.string()),
+        ("status", pa.string()),  # ok | constant_tile: the same bytes at several places, perhaps a placeholder
     ],
 )
 
@@ -60,11 +66,19 @@ QUERIES = _table(
         ("pitch_deg", pa.float64()),
         ("roll_deg", pa.float64()),
         ("upright", pa.bool_()),  # null: unknown
+        ("source_heading_deg", pa.float64()),  # pose of the image as received
+        ("source_pitch_deg", pa.float64()),
+        ("source_roll_deg", pa.float64()),
+        ("pose_source", pa.string()),  # what the pose was derived from, in the source's words
+        ("resampled", pa.bool_()),  # whether the image was rendered anew; otherwise its bytes are those received
         ("captured", pa.string()),
         ("area", pa.string()),
         ("source", pa.string()),
         ("licence", pa.string()),
+        ("no_redistribute", pa.bool_()),
+        ("robots", pa.string()),
         ("creator", pa.string()),
+        ("raw_sha256", pa.string()),  # of the bytes as received or stitched
         ("sha256", pa.string()),
         ("status", pa.string()),
     ],

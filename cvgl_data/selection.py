@@ -16,13 +16,23 @@ from cvgl_data.errors import RecipeError
 from cvgl_data.types import PanoramaRef
 
 
-def choose(refs: Iterable[PanoramaRef], *, spacing_m: float = 0.0, limit: int = 0, seed: int = 0) -> list[PanoramaRef]:
+def choose(
+    refs: Iterable[PanoramaRef],
+    *,
+    spacing_m: float = 0.0,
+    limit: int = 0,
+    captured_after: str = "",
+    captured_before: str = "",
+    seed: int = 0,
+) -> list[PanoramaRef]:
     """Thin panoramas out; which ones stay depends on their ids and the seed, not on their order.
 
     Args:
         refs: Candidates; of equal ids the first counts.
         spacing_m: Keep only panoramas at least this far apart, as many as fit greedily; 0 keeps all.
         limit: Keep at most this many; 0 keeps all.
+        captured_after: Keep those of this day and later, ISO 8601 (``2021`` and ``2021-06`` mean their first day).
+        captured_before: Keep those before this day. With either bound, panoramas without a date are left out.
         seed: Of the random order in which they are tried.
 
     Returns:
@@ -30,6 +40,11 @@ def choose(refs: Iterable[PanoramaRef], *, spacing_m: float = 0.0, limit: int = 
     """
     by_id: dict[str, PanoramaRef] = {}
     for ref in refs:
+        # ISO 8601 dates compare as text; a month or year alone sorts before its days.
+        if (captured_after and ref.captured < captured_after) or (
+            captured_before and not "" < ref.captured < captured_before
+        ):
+            continue
         by_id.setdefault(ref.pano_id, ref)
     tried = sorted(by_id.values(), key=lambda ref: _draw(seed, ref.pano_id))
     if spacing_m > 0 and tried:

@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import pyarrow as pa
 
-from cvgl_data.errors import DatasetError, WorkspaceError
+from cvgl_data.arrow_files import BatchWriter, damaged, open_arrow
+from cvgl_data.errors import WorkspaceError
 from cvgl_data.types import Outcome
 
-FLUSH_ROWS = 128
-FLUSH_BYTES = 16 * 1024 * 1024
+FLUSH_ROWS = 64
+FLUSH_BYTES = 4 * 1024 * 1024
 FLUSH_S = 1.0
+"""A new file is begun when one of these is reached; that waits for the one before, so no more than twice as much is
+in memory."""
+
+SMALL_BYTES = 16 * 1024 * 1024
+MOST_SMALL = 64
+"""More files smaller than this are put together when the store is opened, into files of about twice this size."""
+
 _OPEN_PARTS = 64
 
 
 class Store:
     """Rows that arrive one by one, kept in a folder of immutable Arrow files; use as a context manager or `close`.
 
-    At most `FLUSH_ROWS` rows or the rows of `FLUSH_S` seconds are lost when the process is killed. Images stay on disk:
-    only keys and outcomes are held in memory.
+    A thread writes them, so that whoever appends need not wait for a disk that keeps up. When the process is killed,
+    the rows of the last `FLUSH_S` seconds of appending are lost, at most twice `FLUSH_ROWS`. Images stay on disk: only
+    keys and outcomes are held in memory.
 
     Args:
         folder: Created if it is missing.
@@ -34,7 +42,7 @@ class Store:
         key: Name of the column that identifies a row; of several rows with one key the last counts.
 
     Raises:
-        WorkspaceError: If the folder holds rows of another schema.
+        WorkspaceError: If the folder holds rows of another schema, or cannot be written.
         DatasetError: If a file is damaged.
     """
 
@@ -48,11 +56,18 @@ class Store:
         self._pending_bytes = 0
         self._flushed = time.monotonic()
         self._open: OrderedDict[int, pa.RecordBatch] = OrderedDict()
-        folder.mkdir(parents=True, exist_ok=True)
-        for leftover in sorted(folder.glob("*.part")):
-            leftover.unlink()
+        self._writer = BatchWriter()
+        self._thread: ThreadPoolExecutor | None = None
+        self._writing: Future[None] | None = None
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for leftover in sorted(folder.glob("*.part")):
+                leftover.unlink()
+        except OSError as error:
+            raise _unwritable(folder, error) from None
         self._next_part = 0
-        for path in sorted(folder.glob("part-*.arrow")):
+        paths = sorted(folder.glob("part-*.arrow"))
+        for path in self._put_together(paths):
             number = int(path.stem.removeprefix("part-"))
             self._index(number, self._keys_of(path))
             self._next_part = number + 1
@@ -76,44 +91,108 @@ class Store:
         return key in self._where
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Add a row; it is on disk after the next flush, which is at most `FLUSH_S` seconds of appending away."""
+        """Add a row; it is on disk soon, or after `flush`.
+
+        Raises:
+            WorkspaceError: If rows that were added before cannot be written.
+        """
         self._index(self._next_part, [(row[self._key], row["status"])], first_row=len(self._pending))
         self._pending.append(row)
         self._pending_bytes += len(row["image"] or b"")
         is_late = time.monotonic() - self._flushed >= FLUSH_S
         if len(self._pending) >= FLUSH_ROWS or self._pending_bytes >= FLUSH_BYTES or is_late:
-            self.flush()
+            self._begin_part()
 
     def flush(self) -> None:
-        """Write the rows in memory to a new file that survives a power cut."""
+        """Return once all rows are in files that survive a power cut.
+
+        Raises:
+            WorkspaceError: If they cannot be written; those in earlier files are kept.
+        """
+        self._begin_part()
+        self._wait()
+
+    def close(self) -> None:
+        """Flush, and let go of the files."""
+        try:
+            self.flush()
+        finally:
+            if self._thread is not None:
+                self._thread.shutdown()
+                self._thread = None
+            self._open.clear()
+
+    def _begin_part(self) -> None:
+        """Hand the rows in memory to the thread, which writes one file at a time."""
+        self._wait()
         self._flushed = time.monotonic()
         if not self._pending:
             return
-        batch = pa.RecordBatch.from_pylist(self._pending, schema=self.schema)
-        final = self._path(self._next_part)
-
-        def write(path: Path) -> None:
-            with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, self.schema) as writer:
-                writer.write_batch(batch)
-
-        replace_file(final, write)
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, "store")
+        self._writing = self._thread.submit(self._write, self._path(self._next_part), self._pending)
         self._next_part += 1
         self._pending = []
         self._pending_bytes = 0
 
-    def close(self) -> None:
-        """Flush, and let go of the files."""
-        self.flush()
-        self._open.clear()
+    def _write(self, path: Path, rows: list[Mapping[str, Any]]) -> None:
+        columns = [pa.array([row.get(field.name) for row in rows], field.type) for field in self.schema]
+        self._writer.write(path, pa.RecordBatch.from_arrays(columns, schema=self.schema))
 
-    def done(self, retry_failed: bool = False) -> set[str]:
-        """Return the keys that need not be asked for again: those that succeeded or failed for good.
+    def _wait(self) -> None:
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            try:
+                writing.result()
+            except OSError as error:
+                raise _unwritable(self.folder, error) from None
+
+    def _put_together(self, paths: list[Path]) -> list[Path]:
+        """Rewrite runs of many small files as fewer large ones; returns the files that there are then.
+
+        A merged file takes the number of the last it replaces, so that later rows stay later. Killed on the way, its
+        rows are in two files, which does no harm.
+        """
+        sizes = {path: path.stat().st_size for path in paths}
+        if sum(size < SMALL_BYTES for size in sizes.values()) <= MOST_SMALL:
+            return paths
+        merged: list[Path] = []
+        run: list[Path] = []
+        for path in [*paths, None]:
+            if path is not None and sizes[path] < SMALL_BYTES and sum(map(sizes.__getitem__, run)) < 2 * SMALL_BYTES:
+                run.append(path)
+                continue
+            if len(run) > 1:
+                self._merge(run)
+            merged += run[-1:]
+            run = [path] if path is not None and sizes[path] < SMALL_BYTES else []
+            if path is not None and not run:
+                merged.append(path)
+        return merged
+
+    def _merge(self, paths: list[Path]) -> None:
+        for path in paths:
+            self._check_columns(path, open_arrow(path))
+        batches = [self._read(path, open_arrow(path)) for path in paths]
+        whole = pa.Table.from_batches(batches, schema=self.schema).combine_chunks().to_batches()[0]
+        try:
+            self._writer.write(paths[-1], whole)
+            for path in paths[:-1]:
+                path.unlink()
+        except OSError as error:
+            raise _unwritable(self.folder, error) from None
+
+    def is_done(self, key: str, retry_failed: bool = False) -> bool:
+        """Whether a key need not be asked for again: it succeeded, or failed for good.
 
         Args:
+            key: Which one.
             retry_failed: Ask again for those that failed for good as well.
         """
-        again = {key for key, outcome in self._failed.items() if retry_failed or outcome.is_transient}
-        return self._where.keys() - again
+        outcome = self._failed.get(key)
+        if outcome is None:
+            return key in self._where
+        return not (retry_failed or outcome.is_transient)
 
     def outcome(self, key: str) -> Outcome:
         """Return the outcome of the last row with this key.
@@ -186,13 +265,16 @@ class Store:
     def _keys_of(self, path: Path) -> list[tuple[str, str]]:
         """Read the two small columns of a file; the images' pages are never touched."""
         reader = open_arrow(path)
+        self._check_columns(path, reader)
+        batch = self._read(path, reader)
+        return list(zip(batch[self._key].to_pylist(), batch["status"].to_pylist(), strict=True))
+
+    def _check_columns(self, path: Path, reader: Any) -> None:
         if reader.schema.names != self.schema.names or reader.schema.types != self.schema.types:
             raise WorkspaceError(
                 f"'{path}' holds other columns than this version of cvgl writes; "
                 "choose another folder, or pass --overwrite"
             )
-        batch = self._read(path, reader)
-        return list(zip(batch[self._key].to_pylist(), batch["status"].to_pylist(), strict=True))
 
     def _part(self, number: int) -> pa.RecordBatch:
         batch = self._open.get(number)
@@ -208,38 +290,14 @@ class Store:
         try:
             return reader.get_batch(0)
         except (pa.ArrowInvalid, OSError) as error:
-            raise _damaged(path, error) from None
+            raise damaged(path, error) from None
 
     def _path(self, number: int) -> Path:
         return self.folder / f"part-{number:06d}.arrow"
 
 
-def open_arrow(path: Path) -> Any:
-    """Return a reader of a memory-mapped Arrow file.
-
-    Raises:
-        DatasetError: If it is damaged.
-    """
-    try:
-        return pa.ipc.open_file(pa.memory_map(str(path)))
-    except (pa.ArrowInvalid, OSError) as error:
-        raise _damaged(path, error) from None
-
-
-def _damaged(path: Path, error: Exception) -> DatasetError:
-    return DatasetError(f"'{path}' is damaged ({error}); delete it to have its rows made again")
-
-
-def replace_file(final: Path, write: Callable[[Path], None]) -> None:
-    """Let a file appear under its name complete and durable, or not at all."""
-    temporary = final.with_name(final.name + ".part")
-    write(temporary)
-    with temporary.open("rb+") as written:
-        os.fsync(written.fileno())
-    os.replace(temporary, final)
-    if sys.platform != "win32":  # which cannot open folders
-        folder = os.open(final.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+def _unwritable(folder: Path, error: OSError) -> WorkspaceError:
+    reason = error.strerror or error
+    return WorkspaceError(
+        f"'{folder}' cannot be written ({reason}); what was fetched before is kept: make room and run again"
+    )

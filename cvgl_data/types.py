@@ -253,8 +253,9 @@ class ImagerySource(Protocol):
     """Anything that serves overhead tiles: one method, one file in `cvgl_data.sources`.
 
     Optional members: ``terms: Terms``; ``is_immutable: bool`` (a tile never changes, so there is nothing to refresh);
-    ``cost() -> Cost``; ``async pin(http) -> dict`` returns options that fix what would otherwise change under a recipe
-    (a release date), to be saved with it.
+    ``cost() -> Cost``; ``async pin(http) -> dict`` returns the options named in ``pins: tuple[str, ...]`` that fix what
+    would otherwise change under a recipe (a release date), to be saved with it; ``async read_attribution(http)`` sets
+    ``attribution`` to what the service says.
     """
 
     name: str
@@ -280,7 +281,11 @@ class ImagerySource(Protocol):
 
 
 class PanoramaSource(Protocol):
-    """Anything that lists and serves panoramas; optional members as for `ImagerySource`."""
+    """Anything that lists and serves panoramas.
+
+    Optional members as for `ImagerySource`, and ``discovery(area) -> Mapping[str, float]``: host to requests that
+    `discover` will send.
+    """
 
     name: str
     attribution: str

@@ -72,8 +72,11 @@ class FakePanoramas:
         self.panoramas = panoramas
         self.gone = gone
         self.asked: Counter[str] = Counter()
+        self.unreadable: list[FetchError] = []
 
-    async def discover(self, area: AreaOfInterest, http: Http) -> AsyncIterator[PanoramaRef]:
+    async def discover(self, area: AreaOfInterest, http: Http) -> AsyncIterator[PanoramaRef | FetchError]:
+        for error in self.unreadable:
+            yield error
         for panorama in self.panoramas.values():
             if area.contains(panorama.lon, panorama.lat):
                 yield PanoramaRef(pano_id=panorama.pano_id, lon=panorama.lon, lat=panorama.lat)

@@ -150,7 +150,12 @@ def test_a_signal_outside_the_network_part_exits_with_130(name):
 def test_plan_as_json():
     done = run("cvgl-data", "plan", *BOX, *SIMULATED, "--json")
     assert done.returncode == 0, done.stderr
-    (area,) = json.loads(done.stdout)
+    found = json.loads(done.stdout)
+    (area,) = found["areas"]
+    assert [(cost["kind"], cost["requests"], cost["usd"]) for cost in found["costs"]] == [
+        ("imagery", {}, 0.0),
+        ("panoramas", {}, 0.0),
+    ]
     assert area["num_references"] == area["num_tiles"] > 0
     assert area["gsd_m"] == pytest.approx(0.4025, abs=1e-3)
 

@@ -218,7 +218,7 @@ def test_damaged_manifest(copy, text):
 def test_other_schema_version(copy):
     manifest = json.loads((copy / "manifest.json").read_text())
     (copy / "manifest.json").write_text(json.dumps(manifest | {"schema_version": "99"}))
-    with pytest.raises(SchemaError, match="schema version 99, this cvgl reads version 1"):
+    with pytest.raises(SchemaError, match="schema version 99, this cvgl reads version 2"):
         open_dataset(copy)
 
 

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from cvgl_data import fetch as module
 from cvgl_data import geo, schema
 from cvgl_data.aoi import AreaOfInterest
 from cvgl_data.errors import FetchError, RecipeError
 from cvgl_data.fetch import discover_queries, fetch_queries, fetch_references, query_store, reference_store
+from cvgl_data.fetch import engine as module
 from cvgl_data.http import Http
 from cvgl_data.images import decode, encode_jpeg, image_size
 from cvgl_data.mosaic import TileCache
@@ -353,7 +353,8 @@ def test_the_users_own_panoramas_are_kept(workspace, golden):
 def test_panoramas_that_fail_are_rows(workspace):
     image = encode_jpeg(np.zeros((64, 200, 3), np.uint8))
     cropped = Panorama(pano_id="cropped", image=image, lon=0, lat=0, heading_deg=10.0)
-    broken = Panorama(pano_id="broken", image=GOOD[:300] + b"\xff\xd9", lon=0, lat=0, heading_deg=10.0)
+    whole = encode_jpeg(np.zeros((64, 128, 3), np.uint8))
+    broken = Panorama(pano_id="broken", image=whole[:300] + b"\xff\xd9", lon=0, lat=0, heading_deg=10.0)
     source = FakePanoramas({"cropped": cropped, "broken": broken}, gone=("gone",))
     _, rows = queries(workspace, source, ["cropped", "broken", "gone"], width=256)
     assert {key: row["status"] for key, row in rows.items()} == {
@@ -380,9 +381,19 @@ def test_impossible_alignments_are_refused(workspace, options):
 def test_discovery_lists_what_is_inside_and_what_has_no_place(golden, tmp_path):
     area = AreaOfInterest.from_bbox(0, 0, 1, 1)
     source = FakePanoramas({"b": panorama("b"), "a": panorama("a"), "far": panorama("far", lon=5.0)})
-    assert asyncio.run(discover_queries(source, area, Http())) == ["a", "b"]
-    source.unplaced = ["lost"]
-    assert asyncio.run(discover_queries(source, area, Http(), limit=1)) in (["a", "lost"], ["b", "lost"])
+    assert asyncio.run(discover_queries(source, area, Http())).pano_ids == ["a", "b"]
+    lost = FetchError("page 3 makes no sense", source="fake", item="page 3", outcome=Outcome.DECODE_ERROR)
+    source.unreadable = [lost]
+    found = asyncio.run(discover_queries(source, area, Http(), limit=1))
+    assert (found.pano_ids in (["a"], ["b"]), found.errors) == (True, [lost])
+
+
+def test_what_discovery_could_not_read_ends_as_a_failed_row(workspace):
+    lost = FetchError("no sense: https://h/p?key=S3CR3T", item="page 3", outcome=Outcome.DECODE_ERROR)
+    counts, rows = queries(workspace, FakePanoramas({"a": panorama("a")}), ["a"], errors=[lost])
+    assert counts == {Outcome.OK: 1, Outcome.DECODE_ERROR: 1}
+    assert (rows["page 3"]["status"], rows["page 3"]["image"]) == ("decode_error", None)
+    assert rows["page 3"]["error"] == "no sense: https://h/p?key=***"
 
 
 # Selection

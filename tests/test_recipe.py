@@ -15,7 +15,7 @@ from cvgl_data.recipe import (
     DatasetRecipe,
     GridRecipe,
     PanoramaRecipe,
-    SourceRecipe,
+    ImageryRecipe,
     SplitRecipe,
     differences,
     load_toml,
@@ -77,7 +77,8 @@ def test_any_recipe_survives_toml(seed, overlap, areas, test_areas, max_panorama
         ({}, "recipe key 'name' is missing"),
         ({"name": "x", "grid": {"zoom": "high"}}, r"recipe key 'grid\.zoom'.*found 'high'"),
         ({"name": "x", "areas": [{"city": "a"}, {"bbox": [1, 2]}]}, r"recipe key 'areas\.1\.bbox"),
-        ({"name": "x", "imagery": {}}, r"recipe key 'imagery\.source' is missing"),
+        ({"name": "x", "imagery": {"source": 3}}, r"recipe key 'imagery\.source'.*found 3"),
+        ({"name": "x", "panoramas": {"captured_after": "June"}}, r"'captured_after' is 'June', write it like 2021"),
     ],
 )
 def test_wrong_recipes_name_the_key(tables, message):
@@ -101,7 +102,7 @@ def test_overrides():
     assert recipe.grid.zoom == 19
     assert recipe.areas[0].name == "centre"
     assert recipe.split.test_areas == ("box",)
-    assert recipe.imagery == SourceRecipe(
+    assert recipe.imagery == ImageryRecipe(
         source="xyz", options={"location": "https://example.org/{z}/{x}/{y}.png", "tile_px": 256}
     )
     assert recipe.split.block_m == 100

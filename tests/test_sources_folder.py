@@ -1,7 +1,6 @@
 import asyncio
 import csv
 import hashlib
-import logging
 import math
 import shutil
 from datetime import UTC, datetime, timedelta, timezone
@@ -15,7 +14,7 @@ from cvgl_data.errors import DatasetNotFoundError, NoImagery, NoPanorama, Recipe
 from cvgl_data.http import Http
 from cvgl_data.sources import open_imagery, open_panoramas
 from cvgl_data.sources.folder import FolderImagery, FolderPanoramas
-from cvgl_data.types import EARTH_CIRCUMFERENCE_M, ImagerySource, PanoramaSource, Tile
+from cvgl_data.types import EARTH_CIRCUMFERENCE_M, ImagerySource, PanoramaRef, PanoramaSource, Tile
 
 _IMAGERY: type[ImagerySource] = FolderImagery
 _PANORAMAS: type[PanoramaSource] = FolderPanoramas
@@ -275,17 +274,19 @@ def test_signs_wrapping_and_gpano(tmp_path):
     assert (source.attribution, source.licence) == ("A", "L")
 
 
-def test_panoramas_without_a_position_are_reported(tmp_path, caplog):
+def test_panoramas_without_a_position_are_reported(tmp_path):
     jpeg(tmp_path / "p/good.jpg", SOUTH_WEST)
     jpeg(tmp_path / "p/no_gps.jpg")
     jpeg(tmp_path / "p/no_fix.jpg", {1: "N", 2: (UNKNOWN,) * 3, 3: "E", 4: (UNKNOWN,) * 3})
     (tmp_path / "p/broken.jpg").write_bytes(b"\xff\xd8\xff not really")
     source = FolderPanoramas(str(tmp_path / "p"))
-    with caplog.at_level(logging.WARNING):
-        refs = discover(source, AreaOfInterest.from_bbox(-19, -34, -18, -33))
-    assert [ref.pano_id for ref in refs] == ["good.jpg"]
-    assert source.unplaced == ["broken.jpg", "no_fix.jpg", "no_gps.jpg"]
-    assert "3 panoramas have no GPS position" in caplog.text
+    found = discover(source, AreaOfInterest.from_bbox(-19, -34, -18, -33))
+    assert [ref.pano_id for ref in found if isinstance(ref, PanoramaRef)] == ["good.jpg"]
+    assert [error.item for error in found if isinstance(error, NoPanorama)] == [
+        "broken.jpg",
+        "no_fix.jpg",
+        "no_gps.jpg",
+    ]
     with pytest.raises(NoPanorama, match=r"'no_gps\.jpg' has no GPS position"):
         fetch(source, "no_gps.jpg")
     with pytest.raises(NoPanorama, match=r"no panorama 'other\.jpg'"):

@@ -1,6 +1,8 @@
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -184,12 +186,13 @@ def test_what_is_done_depends_on_the_class_of_failure(tmp_path):
     with open_store(tmp_path) as store:
         for status in statuses:
             store.append(row(status, status, None))
-        expected = {"ok", "no_imagery", "auth", "decode_error"}
-        assert store.done() == expected
-        assert store.done(retry_failed=True) == {"ok"}
+        assert [status for status in statuses if store.is_done(status)] == ["ok", "no_imagery", "auth", "decode_error"]
+        assert [status for status in statuses if store.is_done(status, retry_failed=True)] == ["ok"]
+        assert not store.is_done("never asked for")
         assert store.keys(Outcome.OK, Outcome.AUTH) == ["auth", "ok"]
         assert store.outcomes() == dict.fromkeys(map(Outcome, statuses), 1)
-    assert open_store(tmp_path).done() == expected
+    store = open_store(tmp_path)
+    assert [status for status in statuses if not store.is_done(status)] == ["timeout", "rate_limited"]
 
 
 @settings(max_examples=30, deadline=None)
@@ -222,7 +225,11 @@ def test_flushing_by_rows_bytes_and_time(tmp_path, monkeypatch):
     monkeypatch.setattr(store_module, "FLUSH_ROWS", 3)
     monkeypatch.setattr(store_module, "FLUSH_BYTES", 100)
     store = open_store(tmp_path)
-    parts = lambda: len(list(tmp_path.glob("*.arrow")))  # noqa: E731
+
+    def parts():
+        store._wait()  # a thread writes them
+        return len(list(tmp_path.glob("*.arrow")))
+
     store.append(row("a"))
     store.append(row("b"))
     assert parts() == 0
@@ -280,8 +287,61 @@ def test_a_killed_writer_loses_at_most_what_was_not_flushed(tmp_path):
             appended = int(rest[-1] if rest else seen) + 1
         store = open_store(folder)
         assert store.keys() == [f"{index:07d}" for index in range(len(store))]
-        assert appended - len(store) <= store_module.FLUSH_ROWS
+        assert appended - len(store) <= 2 * store_module.FLUSH_ROWS
         assert sum(len(found["image"]) for found in store.rows()) == 2000 * len(store)
+
+
+def test_many_small_files_are_put_together_and_the_last_row_still_counts(tmp_path, monkeypatch):
+    monkeypatch.setattr(store_module, "FLUSH_ROWS", 1)
+    monkeypatch.setattr(store_module, "MOST_SMALL", 10)
+    monkeypatch.setattr(store_module, "SMALL_BYTES", 10_000)
+    with open_store(tmp_path) as store:
+        for index in range(40):
+            store.append(row(f"{index % 30:03d}", status="timeout" if index < 5 else "ok", image=bytes([index]) * 1000))
+    before = {found["id"]: found for found in open_store(tmp_path).rows()}
+    assert len(before) == 30
+    assert (before["003"]["image"], before["003"]["status"]) == (bytes([33]) * 1000, "ok")
+    num_files = len(list(tmp_path.glob("*.arrow")))
+    assert num_files <= 6
+    merged = open_store(tmp_path)
+    assert {found["id"]: found for found in merged.rows()} == before
+    merged.append(row("003", image=b"new"))
+    merged.close()
+    assert next(open_store(tmp_path).rows(["003"]))["image"] == b"new"
+
+
+def test_a_kill_while_files_are_put_together_loses_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(store_module, "FLUSH_ROWS", 1)
+    with open_store(tmp_path) as store:
+        for index in range(12):
+            store.append(row(f"{index % 8}", image=bytes([index])))
+    before = list(open_store(tmp_path).rows())
+    monkeypatch.setattr(store_module, "MOST_SMALL", 5)
+
+    def killed(path):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", killed)
+        with pytest.raises(KeyboardInterrupt):
+            open_store(tmp_path)
+    assert list(open_store(tmp_path).rows()) == before
+
+
+def test_a_full_disk_is_said_and_loses_nothing_written(tmp_path, monkeypatch):
+    store = open_store(tmp_path)
+    store.append(row("a"))
+    store.flush()
+
+    def full(number):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        store.append(row("b"))
+        with pytest.raises(WorkspaceError, match="No space left on device"):
+            store.flush()
+    assert open_store(tmp_path).keys() == ["a"]
 
 
 def test_memory_does_not_grow_with_the_images(tmp_path):

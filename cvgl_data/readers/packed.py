@@ -103,25 +103,24 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def check_files(folder: Path, manifest: Mapping[str, Any], *, verify: bool = False) -> None:
     """Raise `DatasetError` unless every file of the manifest is there with its size (and hash)."""
     for name, entry in manifest["files"].items():
-        path = folder / name
-        if not path.is_file():
-            if name.endswith(INDEX_SUFFIX):
-                continue  # only makes random access fast
-            raise DatasetError(f"'{path}' is missing; pack the dataset again or fetch it again")
-        size = path.stat().st_size
-        if size != entry["bytes"]:
-            raise DatasetError(
-                f"'{path}' has {size} bytes, the manifest says {entry['bytes']}; "
-                "pack the dataset again or fetch it again"
-            )
-        if verify:
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            if digest != entry["sha256"]:
-                raise DatasetError(
-                    f"'{path}' is not what was packed, its sha256 differs from the manifest's; "
-                    "pack the dataset again or fetch it again"
-                )
+        problem = file_problem(folder / name, entry, verify=verify)
+        if problem:
+            raise DatasetError(f"'{folder / name}' {problem}; pack the dataset again or fetch it again")
+
+
+def file_problem(path: Path, entry: Mapping[str, Any], *, verify: bool = True) -> str:
+    """Return what is wrong with a file of the manifest, without its hash unless verified; "" if nothing is."""
+    if not path.is_file():
+        return "" if path.name.endswith(INDEX_SUFFIX) else "is missing"  # an index only makes random access fast
+    size = path.stat().st_size
+    if size != entry["bytes"]:
+        return f"has {size} bytes, the manifest says {entry['bytes']}"
+    if verify:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != entry["sha256"]:
+            return "is not what was packed, its sha256 differs from the manifest's"
+    return ""
 
 
 class PackedImages(Mapping[str, bytes]):

@@ -51,6 +51,7 @@ def pack(
     splits: pa.Table,
     failures: pa.Table,
     credits: Sequence[Credit] = (),
+    terms_accepted: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write a dataset folder and return its manifest.
 
@@ -69,6 +70,7 @@ def pack(
         splits: ``query_id``, ``split``, ``reason`` of every query, as `cvgl_data.splits.split` gives them.
         failures: Schema ``FAILURES``; the queries in no split are added.
         credits: Sources, for the card and the manifest.
+        terms_accepted: Terms of use that the user accepted, and when, for the manifest.
 
     Raises:
         SchemaError: If ids are not sorted and unique, or the tables do not belong together.
@@ -78,7 +80,7 @@ def pack(
     files = ShardFiles(data)
     files.discard()
     try:
-        counts = _write_tables(files, recipe, references, queries, pairs, distance_map, splits, failures)
+        counts, releases = _write_tables(files, recipe, references, queries, pairs, distance_map, splits, failures)
     except BaseException:
         files.discard()
         raise
@@ -97,6 +99,8 @@ def pack(
         "name": recipe.name,
         "counts": counts,
         "sources": [asdict(credit) for credit in credits],
+        "releases": releases,
+        "terms_accepted": dict(terms_accepted or {}),
         "files": dict(sorted(entries.items())),
     }
     _write_atomically(out / MANIFEST, json.dumps(manifest, indent=1) + "\n")
@@ -145,7 +149,8 @@ def _write_tables(
     distance_map: pa.Table,
     splits: pa.Table,
     failures: pa.Table,
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], list[str]]:
+    """Write the shards beside their place; returns counts, and the releases of the references."""
     shard_bytes = int(recipe.pack.shard_mb * 1_000_000)
     gallery = ImageWriter(files, "references", schema.GALLERY, schema.REFERENCES, REFERENCES_PER_GROUP, shard_bytes)
     for table in _sorted(references, schema.REFERENCES):
@@ -178,7 +183,7 @@ def _write_tables(
     failures = failures.sort_by([("kind", "ascending"), ("id", "ascending"), ("status", "ascending")])
     files.add_table("failures", "items", failures)
     counts["failures"] = dict(sorted(Counter(failures["status"].to_pylist()).items()))
-    return counts
+    return counts, sorted(filter(None, pc.unique(reference_meta["release"]).to_pylist()))
 
 
 def _sorted(batches: Iterable[pa.RecordBatch], columns: pa.Schema) -> Iterable[pa.Table]:

@@ -17,6 +17,8 @@ from cvgl_data.types import ImagerySource, PanoramaSource
 IMAGERY: Registry[Callable[..., ImagerySource]] = Registry(
     "imagery source",
     {
+        "esri": "cvgl_data.sources.esri:EsriWayback",
+        "esri-live": "cvgl_data.sources.esri:EsriLive",
         "simulated": "cvgl_data.sources.simulated:SimulatedImagery",
         "simulated-map": "cvgl_data.sources.simulated:SimulatedMap",
         "folder": "cvgl_data.sources.folder:FolderImagery",
@@ -28,6 +30,10 @@ IMAGERY: Registry[Callable[..., ImagerySource]] = Registry(
 PANORAMAS: Registry[Callable[..., PanoramaSource]] = Registry(
     "panorama source",
     {
+        "panoramax": "cvgl_data.sources.panoramax:PanoramaxPanoramas",
+        "mapillary": "cvgl_data.sources.mapillary:MapillaryPanoramas",
+        "google": "cvgl_data.sources.google_tiles:GoogleTilesPanoramas",
+        "google-static": "cvgl_data.sources.google_static:GoogleStaticPanoramas",
         "simulated": "cvgl_data.sources.simulated:SimulatedPanoramas",
         "folder": "cvgl_data.sources.folder:FolderPanoramas",
     },

@@ -114,23 +114,17 @@ class FolderPanoramas:
         root = Path(location)
         paths = _images_below(location, (".jpg", ".jpeg"))
         self._paths = {path.relative_to(root).as_posix(): path for path in paths}
-        self.unplaced: list[str] = []
-        """Ids that the last `discover` found without a position; fetching one says so."""
 
-    async def discover(self, area: AreaOfInterest, http: Http) -> AsyncIterator[PanoramaRef]:
+    async def discover(self, area: AreaOfInterest, http: Http) -> AsyncIterator[PanoramaRef | FetchError]:
         """Yield the panoramas inside the area, sorted by id; see `PanoramaSource.discover`."""
-        self.unplaced = []
         for pano_id in sorted(self._paths):
             try:
                 panorama = await asyncio.to_thread(_read_panorama, self._paths[pano_id], pano_id)
-            except NoPanorama:
-                self.unplaced.append(pano_id)
+            except NoPanorama as error:
+                yield error
                 continue
             if area.contains(panorama.lon, panorama.lat):
                 yield PanoramaRef(pano_id=pano_id, lon=panorama.lon, lat=panorama.lat, captured=panorama.captured)
-        if self.unplaced:
-            first = ", ".join(self.unplaced[:3])
-            logger.warning("%d panoramas have no GPS position and are left out (%s)", len(self.unplaced), first)
 
     async def fetch(self, pano_id: str, http: Http) -> Panorama:
         """Return the file's bytes and what its metadata say; see `PanoramaSource.fetch`."""

@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import AsyncIterator, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import simplejpeg
@@ -187,7 +187,7 @@ class SimulatedPanoramas:
                 item=pano_id,
             )
         sway, pitch, roll = _chances(f"{self._world.seed}/{pano_id}")
-        pose = {
+        pose: dict[str, Any] = {
             "heading_deg": round((lane + 8.0 * (sway - 0.5)) % 360.0, 3) % 360.0,
             "pitch_deg": round(self._tilt_deg * (2.0 * pitch - 1.0), 3) + 0.0,
             "roll_deg": round(self._tilt_deg * (2.0 * roll - 1.0), 3) + 0.0,
@@ -212,6 +212,7 @@ class SimulatedPanoramas:
             captured=self._date.isoformat(),
             licence=self.licence,
             creator=self.attribution,
+            pose_source="exact",
             **pose,
         )
 

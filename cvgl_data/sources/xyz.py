@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
+from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from cvgl_data.errors import FetchError, NoImagery, RecipeError
@@ -13,6 +15,13 @@ from cvgl_data.types import Fetched, Outcome, Tile
 _PLACEHOLDER = re.compile(r"(?<!\$)\{([^{}]*)\}")
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 _LITERAL_SECRET = re.compile(rf"(?i)[?&]({'|'.join(SECRET_PARAMETERS)})=(?!\$\{{\w+\}}(?:&|$))[^&]")
+_VALUES: dict[str, Callable[[Tile], str]] = {
+    "z": lambda tile: str(tile.z),
+    "x": lambda tile: str(tile.x),
+    "y": lambda tile: str(tile.y),
+    "-y": lambda tile: str(2**tile.z - 1 - tile.y),
+    "q": lambda tile: tile.quadkey,
+}
 _PLACES = ({"z", "x", "y"}, {"z", "x", "-y"}, {"q"})
 
 
@@ -29,7 +38,8 @@ class XyzImagery:
         tile_px: Pixels per side that it sends (256, or 512 for "@2x").
         attribution: Whom to credit.
         licence: Licence of the imagery; empty means unknown, which is not permission.
-        subdomains: ``"abc"`` or ``"t0,t1"``; spread over by tile, so that a tile always has the same URL.
+        subdomains: ``"abc"`` or ``"t0,t1"``; spread over by tile.
+        placeholder_sha256: Digests, separated by commas, of the images that the server sends where it has none.
 
     Raises:
         RecipeError: If the template cannot work, carries a secret, or names a server that forbids bulk downloads.
@@ -45,26 +55,25 @@ class XyzImagery:
         attribution: str = "",
         licence: str = "",
         subdomains: str = "",
+        placeholder_sha256: str = "",
     ) -> None:
         self.max_zoom = max_zoom
         self.tile_px = tile_px
         self.attribution = attribution
         self.licence = licence
-        self._subdomains = [part for part in (subdomains.split(",") if "," in subdomains else subdomains) if part]
-        self._template = _checked(location, self._subdomains)
+        self._placeholders = {digest.strip().lower() for digest in placeholder_sha256.split(",") if digest.strip()}
+        hosts = [part for part in (subdomains.split(",") if "," in subdomains else subdomains) if part]
+        template = _checked(location, hosts)
+        self._format = _as_format(template)
+        used = {match[1] for match in _PLACEHOLDER.finditer(template)}
+        # By tile, so that a tile always has the same URL.
+        spread = {"s": lambda tile: hosts[(tile.x + tile.y) % len(hosts)]}
+        self._values = {name: value for name, value in (_VALUES | spread).items() if name in used}
 
     def url(self, tile: Tile) -> str:
         """Return the address of a tile."""
-        values = {
-            "z": str(tile.z),
-            "x": str(tile.x),
-            "y": str(tile.y),
-            "-y": str(2**tile.z - 1 - tile.y),
-            "q": tile.quadkey,
-        }
-        if self._subdomains:
-            values["s"] = self._subdomains[(tile.x + tile.y) % len(self._subdomains)]
-        return _PLACEHOLDER.sub(lambda match: values[match[1]], self._template)
+        values = {name: value(tile) for name, value in self._values.items()}
+        return self._format.format_map(values)
 
     async def fetch(self, tile: Tile, http: Http) -> Fetched:
         """Return the tile as the server sends it; see `ImagerySource.fetch`."""
@@ -76,10 +85,20 @@ class XyzImagery:
             raise
         if response.status == 204 or not response.body:
             raise NoImagery(f"the server has an empty answer for tile {tile}", source=self.name, item=str(tile))
-        return Fetched(image=response.body)
+        if self._placeholders and hashlib.sha256(response.body).hexdigest() in self._placeholders:
+            raise NoImagery(f"the server has a placeholder for tile {tile}", source=self.name, item=str(tile))
+        return Fetched(image=response.body, **response.validators)
 
     def close(self) -> None:
         """Do nothing; the connections belong to the `Http`."""
+
+
+def _as_format(template: str) -> str:
+    """Return the template for `str.format_map`: braces that are no placeholders stand for themselves."""
+    parts = re.split(r"(\{(?:z|x|y|-y|q|s)\})", template)
+    return "".join(
+        part if index % 2 else part.replace("{", "{{").replace("}", "}}") for index, part in enumerate(parts)
+    )
 
 
 def _checked(location: str, subdomains: list[str]) -> str:

@@ -1,0 +1,55 @@
+"""How a plan is printed."""
+
+from __future__ import annotations
+
+import datetime
+from typing import TYPE_CHECKING
+
+from cvgl_data.recipe import DatasetRecipe
+
+from ._options import note, table
+
+if TYPE_CHECKING:
+    from cvgl_data.costs import SourceCost
+    from cvgl_data.planning import Plan
+
+
+def print_plan(recipe: DatasetRecipe, plan: Plan) -> None:
+    """Print what a build will ask for and cost."""
+    rows = [
+        [
+            area.name,
+            f"{area.area_km2:,.2f}",
+            f"{area.num_references:,}",
+            f"{area.num_tiles:,}",
+            f"{area.gsd_m:.3f}",
+        ]
+        for area in plan.areas
+    ]
+    grid = recipe.grid
+    title = f"{recipe.name}: {recipe.imagery.source} zoom {grid.zoom}, {grid.size} px, overlap {grid.overlap:g}"
+    table(title, ["area", "km²", "references", "tiles", "m/px"], rows)
+    columns = ["kind", "source", "items", "requests", "MB", "time", "USD", "days of quota", "terms to accept"]
+    table("Cost", columns, [_row(cost) for cost in plan.costs])
+    for cost in plan.costs:
+        for host, count in cost.requests.items():
+            note(f"{cost.source}: {count:,} requests to {host}")
+        if cost.note:
+            note(f"{cost.source}: {cost.note}")
+        if cost.items is None:
+            note(f"{cost.source}: how many panoramas there are is unknown before --discover; --max-queries limits it")
+
+
+def _row(cost: SourceCost) -> list[str]:
+    number = "unknown" if cost.items is None else f"{cost.items:,}"
+    return [
+        cost.kind,
+        cost.source,
+        f"at most {number}" if cost.is_bound else number,
+        f"{sum(cost.requests.values()):,}",
+        f"{cost.bytes / 1e6:,.0f}",
+        str(datetime.timedelta(seconds=round(cost.seconds))),
+        f"{cost.usd:,.2f}",
+        f"{cost.days:,}",
+        cost.accept_terms or "-",
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import json
 import logging
@@ -22,6 +23,9 @@ from rich.text import Text
 from cvgl_data.errors import CvglError
 
 OK, FAILED, USAGE, PARTIAL, INTERRUPTED = 0, 1, 2, 3, 130
+
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE)
+"""What the machine refuses: no fault of the program, so no traceback."""
 
 out_console = Console(soft_wrap=True)
 err_console = Console(stderr=True)
@@ -152,6 +156,11 @@ def run(app: Callable[[], Any], after_interrupt: str) -> None:
         # The reader (head, less) went away: not an error. Point stdout elsewhere so that the exit does not complain.
         sys.stdout = None
         sys.exit(OK)
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        err_console.print(f"error: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(FAILED)
 
 
 @contextmanager

@@ -6,13 +6,14 @@ import errno
 import mmap
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from cvgl_data.errors import DatasetError
+from cvgl_data.errors import CvglError, DatasetError, WorkspaceError
 
 _BLOCK = 4096
 """Direct writes begin and end at multiples of this."""
@@ -32,7 +33,7 @@ class BatchWriter:
         """Let an Arrow file of one batch appear under this name, see `replace_file`.
 
         Raises:
-            OSError: If it cannot be written.
+            WorkspaceError: If it cannot be written.
         """
         replace_file(path, lambda part: self._write(part, batch))
 
@@ -77,18 +78,36 @@ def open_arrow(path: Path) -> Any:
 
 
 def replace_file(final: Path, write: Callable[[Path], None]) -> None:
-    """Let a file appear under its name complete and durable, or not at all."""
+    """Let a file appear under its name complete and durable, or not at all.
+
+    Raises:
+        WorkspaceError: If the disk is full, say; what was under the name stays.
+    """
     temporary = final.with_name(final.name + ".part")
-    write(temporary)
-    with temporary.open("rb+") as written:
-        os.fsync(written.fileno())
-    os.replace(temporary, final)
-    if sys.platform != "win32":  # which cannot open folders
-        folder = os.open(final.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    with writing_to(final.parent):
+        write(temporary)
+        with temporary.open("rb+") as written:
+            os.fsync(written.fileno())
+        os.replace(temporary, final)
+        if sys.platform != "win32":  # which cannot open folders
+            folder = os.open(final.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+
+
+@contextmanager
+def writing_to(folder: Path) -> Iterator[None]:
+    """Say what is wrong with a folder instead of raising `OSError`."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, CvglError):  # some are both
+            raise
+        reason = error.strerror or error
+        text = f"'{folder}' cannot be written ({reason}); what is there is kept: make room and run again"
+        raise WorkspaceError(text) from None
 
 
 def damaged(path: Path, error: Exception) -> DatasetError:

@@ -192,6 +192,7 @@ class Http:
             FetchError: With the outcome of the last attempt.
             SourceStopped: If the quota is used up.
         """
+        session = self._open()  # before the first request is admitted: what it takes must not make a burst
         host = self._host(url)
         first = 0.0
         attempt = 1
@@ -204,7 +205,7 @@ class Http:
                 self.num_requests += 1
                 sent = time.monotonic()
                 first = first or sent
-                response = await self._attempt(method, url, accept, params=params, headers=headers, json=json)
+                response = await self._attempt(session, method, url, accept, params=params, headers=headers, json=json)
                 if host.share < 1.0:
                     host.answered()
                 return response
@@ -274,11 +275,13 @@ class Http:
             )
         return self._session
 
-    async def _attempt(self, method: str, url: str, accept: Container[int], **options: Any) -> Response:
+    async def _attempt(
+        self, session: aiohttp.ClientSession, method: str, url: str, accept: Container[int], **options: Any
+    ) -> Response:
         import aiohttp
 
         try:
-            async with self._open().request(method, url, **options) as response:
+            async with session.request(method, url, **options) as response:
                 if response.status >= 400 and response.status not in accept:
                     raise _failure(response.status, response.headers)
                 return Response(url, response.status, response.headers, await self._body(response))

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from cvgl_data import geo
 from cvgl_data.errors import RecipeError
@@ -72,6 +71,8 @@ def read_pano_ids(path: str | Path) -> list[str]:
     path = Path(path)
     try:
         if path.suffix == ".parquet":
+            import pyarrow.parquet as pq  # 20 MB that fetching tiles can do without
+
             found = [str(value) for value in pq.read_table(path, columns=["pano_id"])["pano_id"].to_pylist()]
         elif path.suffix == ".csv":
             with path.open(encoding="utf-8-sig", newline="") as lines:

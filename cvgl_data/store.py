@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from cvgl_data.arrow_files import BatchWriter, damaged, open_arrow
+from cvgl_data.arrow_files import BatchWriter, damaged, open_arrow, writing_to
 from cvgl_data.errors import WorkspaceError
 from cvgl_data.types import Outcome
 
@@ -59,12 +59,10 @@ class Store:
         self._writer = BatchWriter()
         self._thread: ThreadPoolExecutor | None = None
         self._writing: Future[None] | None = None
-        try:
+        with writing_to(folder):
             folder.mkdir(parents=True, exist_ok=True)
             for leftover in sorted(folder.glob("*.part")):
                 leftover.unlink()
-        except OSError as error:
-            raise _unwritable(folder, error) from None
         self._next_part = 0
         paths = sorted(folder.glob("part-*.arrow"))
         for path in self._put_together(paths):
@@ -142,10 +140,7 @@ class Store:
     def _wait(self) -> None:
         writing, self._writing = self._writing, None
         if writing is not None:
-            try:
-                writing.result()
-            except OSError as error:
-                raise _unwritable(self.folder, error) from None
+            writing.result()
 
     def _put_together(self, paths: list[Path]) -> list[Path]:
         """Rewrite runs of many small files as fewer large ones; returns the files that there are then.
@@ -175,12 +170,10 @@ class Store:
             self._check_columns(path, open_arrow(path))
         batches = [self._read(path, open_arrow(path)) for path in paths]
         whole = pa.Table.from_batches(batches, schema=self.schema).combine_chunks().to_batches()[0]
-        try:
+        with writing_to(self.folder):
             self._writer.write(paths[-1], whole)
             for path in paths[:-1]:
                 path.unlink()
-        except OSError as error:
-            raise _unwritable(self.folder, error) from None
 
     def is_done(self, key: str, retry_failed: bool = False) -> bool:
         """Whether a key need not be asked for again: it succeeded, or failed for good.
@@ -294,10 +287,3 @@ class Store:
 
     def _path(self, number: int) -> Path:
         return self.folder / f"part-{number:06d}.arrow"
-
-
-def _unwritable(folder: Path, error: OSError) -> WorkspaceError:
-    reason = error.strerror or error
-    return WorkspaceError(
-        f"'{folder}' cannot be written ({reason}); what was fetched before is kept: make room and run again"
-    )

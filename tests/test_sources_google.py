@@ -695,6 +695,20 @@ def test_recorded_answers_can_be_read(golden, service):
     assert (found.lng, found.lat) == (-122.084465, 37.420864)
 
 
+@pytest.mark.parametrize("kind", _SOURCES)
+@pytest.mark.parametrize("field", ["copyright", "lng", "lat"])
+def test_what_no_file_and_no_globe_takes_is_refused(kind, field, service):
+    metadata = {key: value for key, value in _GOOD["metadata"].items() if key != "location"}
+    place = {"lat": 45.0003, "lng": 10.0002}
+    (metadata if field == "copyright" else place)[field] = "\ud800" if field == "copyright" else math.nan
+    answer = {**metadata, **place, "location": place}
+    bodies = {"createSession": _GOOD["createSession"], "metadata": answer}
+    http = Canned({name: json.dumps(body).encode() for name, body in bodies.items()})
+    with pytest.raises(FetchError, match=field) as caught:
+        asyncio.run(kind().fetch("pano-a", http))
+    assert (caught.value.outcome, caught.value.item) == (Outcome.DECODE_ERROR, "pano-a")
+
+
 _scalars = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8), st.just(10**400), st.just("\ud800")
 )

@@ -96,6 +96,6 @@ def test_tiles_from_a_loopback_server():
     good, empty, missing, forbidden = asyncio.run(run())
     assert good.image == b"\xff\xd8body\xff\xd9"
     assert isinstance(empty, NoImagery)
-    assert isinstance(missing, NoImagery)
+    assert missing.outcome is Outcome.NOT_FOUND
     assert forbidden.outcome is Outcome.AUTH
     assert forbidden.item == "5/1/5"

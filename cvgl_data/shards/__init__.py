@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cvgl_data import schema
+from cvgl_data.arrow_files import writing_to
 from cvgl_data.errors import DatasetError, SchemaError
 from cvgl_data.readers.packed import MANIFEST, check_files, read_manifest
 from cvgl_data.recipe import DatasetRecipe, to_toml
@@ -76,35 +77,36 @@ def pack(
         SchemaError: If ids are not sorted and unique, or the tables do not belong together.
         DatasetError: If a row has no image.
     """
-    data = out / "data"
-    files = ShardFiles(data)
-    files.discard()
-    try:
-        counts, releases = _write_tables(files, recipe, references, queries, pairs, distance_map, splits, failures)
-    except BaseException:
+    with writing_to(out):
+        data = out / "data"
+        files = ShardFiles(data)
         files.discard()
-        raise
-    (out / MANIFEST).unlink(missing_ok=True)
-    entries = files.put_in_place()
-    for path in files_of_tables(data):
-        if path.relative_to(out).as_posix() not in entries:
-            path.unlink()
+        try:
+            counts, releases = _write_tables(files, recipe, references, queries, pairs, distance_map, splits, failures)
+        except BaseException:
+            files.discard()
+            raise
+        (out / MANIFEST).unlink(missing_ok=True)
+        entries = files.put_in_place()
+        for path in files_of_tables(data):
+            if path.relative_to(out).as_posix() not in entries:
+                path.unlink()
 
-    text = card.render(recipe.name, entries, counts, [asdict(credit) for credit in credits])
-    for name, content in (("README.md", text), ("recipe.toml", to_toml(recipe))):
-        _write_atomically(out / name, content)
-        entries[name] = entry(out / name)
-    manifest = {
-        "schema_version": schema.VERSION,
-        "name": recipe.name,
-        "counts": counts,
-        "sources": [asdict(credit) for credit in credits],
-        "releases": releases,
-        "terms_accepted": dict(terms_accepted or {}),
-        "files": dict(sorted(entries.items())),
-    }
-    _write_atomically(out / MANIFEST, json.dumps(manifest, indent=1) + "\n")
-    return manifest
+        text = card.render(recipe.name, entries, counts, [asdict(credit) for credit in credits])
+        for name, content in (("README.md", text), ("recipe.toml", to_toml(recipe))):
+            _write_atomically(out / name, content)
+            entries[name] = entry(out / name)
+        manifest = {
+            "schema_version": schema.VERSION,
+            "name": recipe.name,
+            "counts": counts,
+            "sources": [asdict(credit) for credit in credits],
+            "releases": releases,
+            "terms_accepted": dict(terms_accepted or {}),
+            "files": dict(sorted(entries.items())),
+        }
+        _write_atomically(out / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+        return manifest
 
 
 def export_arrow(dataset_dir: Path, out: Path) -> None:

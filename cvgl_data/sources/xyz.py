@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
-from cvgl_data.errors import FetchError, NoImagery, RecipeError
+from cvgl_data.environment import secret
+from cvgl_data.errors import NoImagery, RecipeError
 from cvgl_data.http import SECRET_PARAMETERS, Http
-from cvgl_data.types import Fetched, Outcome, Tile
+from cvgl_data.types import Fetched, Tile
 
 _PLACEHOLDER = re.compile(r"(?<!\$)\{([^{}]*)\}")
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
@@ -76,13 +76,8 @@ class XyzImagery:
         return self._format.format_map(values)
 
     async def fetch(self, tile: Tile, http: Http) -> Fetched:
-        """Return the tile as the server sends it; see `ImagerySource.fetch`."""
-        try:
-            response = await http.get(self.url(tile), source=self.name, item=str(tile))
-        except FetchError as error:
-            if error.outcome is Outcome.NOT_FOUND:
-                raise NoImagery(str(error), source=self.name, item=str(tile)) from None
-            raise
+        """Return the tile as the server sends it; a 404 is ``not_found``. See `ImagerySource.fetch`."""
+        response = await http.get(self.url(tile), source=self.name, item=str(tile))
         if response.status == 204 or not response.body:
             raise NoImagery(f"the server has an empty answer for tile {tile}", source=self.name, item=str(tile))
         if self._placeholders and hashlib.sha256(response.body).hexdigest() in self._placeholders:
@@ -132,7 +127,7 @@ def _checked(location: str, subdomains: list[str]) -> str:
 
 
 def _variable(match: re.Match[str]) -> str:
-    value = os.environ.get(match[1])
+    value = secret(match[1])
     if value is None:
         raise RecipeError(f"the tile template uses ${{{match[1]}}}, but that environment variable is not set")
-    return value
+    return value.reveal()

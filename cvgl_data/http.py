@@ -12,7 +12,7 @@ import os
 import random
 import re
 import time
-from collections.abc import Container, Mapping
+from collections.abc import Container, Coroutine, Mapping
 from email.utils import parsedate_to_datetime
 from importlib.metadata import version
 from types import TracebackType
@@ -146,9 +146,9 @@ class Http:
             await self._session.close()
             self._session = None
 
-    async def get(self, url: str, **options: Any) -> Response:
+    def get(self, url: str, **options: Any) -> Coroutine[Any, Any, Response]:
         """Ask for a URL; options and errors as for `request`."""
-        return await self.request("GET", url, **options)
+        return self.request("GET", url, **options)
 
     @property
     def base(self) -> Http:
@@ -173,7 +173,7 @@ class Http:
         accept: Container[int] = (),
         quota: Quota | None = None,
         source: str = "",
-        item: str = "",
+        item: object = "",
     ) -> Response:
         """Send a request until it succeeds, fails for good, or has been tried often enough.
 
@@ -211,7 +211,7 @@ class Http:
                 return response
             except _Failure as failure:
                 if not sent:  # we did not even ask
-                    raise SourceStopped(str(failure), source=source, item=item, outcome=failure.outcome) from None
+                    raise SourceStopped(str(failure), source=source, item=str(item), outcome=failure.outcome) from None
                 if failure.refuses:
                     host.refused(sent)
                 if failure.pause_s:
@@ -223,7 +223,7 @@ class Http:
                     raise FetchError(
                         redact(f"{failure} after {attempt} tries: {url}" if attempt > 1 else f"{failure}: {url}"),
                         source=source,
-                        item=item,
+                        item=str(item),
                         outcome=failure.outcome,
                     ) from None
                 if logger.isEnabledFor(logging.DEBUG):
@@ -281,10 +281,18 @@ class Http:
         import aiohttp
 
         try:
-            async with session.request(method, url, **options) as response:
+            response = await session.request(method, url, **options)
+            try:
                 if response.status >= 400 and response.status not in accept:
                     raise _failure(response.status, response.headers)
-                return Response(url, response.status, response.headers, await self._body(response))
+                size = response.content_length
+                if size is not None and size <= self._max_body_bytes:
+                    body = await response.read()  # in one piece, checked against what was announced
+                else:
+                    body = await self._piece_by_piece(response)
+                return Response(url, response.status, response.headers, body)
+            finally:
+                response.release()
         except aiohttp.ClientPayloadError as error:
             raise _Failure(f"the body ends early ({error})", Outcome.TRUNCATED, retry=True) from None
         except TimeoutError:  # before ClientError: aiohttp's timeouts are both
@@ -295,20 +303,18 @@ class Http:
             text = f"no connection ({type(error).__name__}: {error})"
             raise _Failure(text, Outcome.CONNECTION, retry=True) from None
 
-    async def _body(self, response: aiohttp.ClientResponse) -> bytes:
-        announced = response.content_length
-        if announced is not None and announced <= self._max_body_bytes:
-            return await response.read()  # in one piece, checked against what was announced
+    async def _piece_by_piece(self, response: aiohttp.ClientResponse) -> bytes:
+        """Return a body of a size that was not announced, or is too large."""
         pieces: list[bytes] = []
-        size = announced or 0
+        size = response.content_length or 0
         if size <= self._max_body_bytes:
-            size = 0
             async for piece in response.content.iter_any():
                 pieces.append(piece)
                 size += len(piece)
                 if size > self._max_body_bytes:
                     break
         if size > self._max_body_bytes:
+            response.close()
             limit = f"the body is larger than {self._max_body_bytes} bytes"
             raise _Failure(limit, Outcome.WRONG_SIZE, retry=False)
         return b"".join(pieces)

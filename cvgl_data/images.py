@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 
 import numpy as np
 import simplejpeg
@@ -21,6 +22,8 @@ MAX_PIXELS = 512 * 1024 * 1024
 """Larger images are taken for damaged headers."""
 
 _TAIL_BYTES = 1024
+_SEGMENT = struct.Struct(">BBHBHH")
+"""Marker, length, and what follows them in a frame header: precision, height, width."""
 
 
 def image_size(image: bytes) -> tuple[int, int]:
@@ -39,7 +42,9 @@ def image_size(image: bytes) -> tuple[int, int]:
     if not image:
         raise FetchError("the body is empty", outcome=Outcome.TRUNCATED)
     if image[:3] == b"\xff\xd8\xff":
-        is_complete = b"\xff\xd9" in image[-_TAIL_BYTES:]  # padding after the end marker is legal
+        is_complete = (
+            image.endswith(b"\xff\xd9") or b"\xff\xd9" in image[-_TAIL_BYTES:]
+        )  # padding after the end marker is legal
     elif image[:8] == b"\x89PNG\r\n\x1a\n":
         is_complete = b"IEND" in image[-_TAIL_BYTES:]
     elif image[:4] == b"RIFF" and image[8:12] == b"WEBP":
@@ -65,17 +70,19 @@ def image_size(image: bytes) -> tuple[int, int]:
 
 def _jpeg_size(image: bytes) -> tuple[int, int]:
     """Return width and height as the frame header gives them; twenty times faster than asking a decoder."""
-    at = 2
-    while at + 9 <= len(image) and image[at] == 0xFF:
-        marker = image[at + 1]
+    at, last = 2, len(image) - 9
+    while at <= last:
+        lead, marker, length, _, height, width = _SEGMENT.unpack_from(image, at)
+        if lead != 0xFF:
+            break
         if marker == 0xFF:  # fill byte
             at += 1
             continue
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # frame headers, not tables
-            return int.from_bytes(image[at + 7 : at + 9], "big"), int.from_bytes(image[at + 5 : at + 7], "big")
+            return width, height
         if marker in (0xD9, 0xDA):
             break
-        at += 2 + int.from_bytes(image[at + 2 : at + 4], "big")
+        at += 2 + length
     raise ValueError("the JPEG has no frame header")
 
 

@@ -27,21 +27,29 @@ class TileCache:
         source: Where from.
         http: Shared client.
         verify: ``header`` looks at images from the outside and decodes one in `SAMPLED`, ``decode`` decodes each.
-        max_bytes: Forget the tiles that were not used for longest beyond this; 0 keeps none and fetches each tile as
-            often as it is asked for.
+        max_bytes: Forget the tiles that were not used for longest beyond this.
+        is_shared: Whether windows have tiles in common; otherwise none is kept.
 
     Raises:
         RecipeError: If ``verify`` is neither.
     """
 
     def __init__(
-        self, source: ImagerySource, http: Http, *, verify: str = "header", max_bytes: int = CACHE_BYTES
+        self,
+        source: ImagerySource,
+        http: Http,
+        *,
+        verify: str = "header",
+        max_bytes: int = CACHE_BYTES,
+        is_shared: bool = True,
     ) -> None:
         if verify not in ("header", "decode"):
             raise RecipeError(f"images are verified by header or decode, not by '{verify}'")
         self.source = source
         self._http = http
+        self.is_shared = is_shared
         self._decodes_all = verify == "decode"
+        self._expected = (source.tile_px, source.tile_px)
         self._max_bytes = max_bytes
         self._bytes = 0
         self._kept: OrderedDict[Tile, Fetched] = OrderedDict()
@@ -53,8 +61,6 @@ class TileCache:
         Raises:
             FetchError: If it cannot be had, or is not a complete image of the source's size.
         """
-        if not self._max_bytes:
-            return await self.fetch(tile)
         if tile in self._kept:
             self._kept.move_to_end(tile)
             return self._kept[tile]
@@ -83,9 +89,8 @@ class TileCache:
         """
         fetched = await self.source.fetch(tile, self._http.unless(etag) if etag else self._http)
         size = image_size(fetched.image)
-        expected = (self.source.tile_px, self.source.tile_px)
-        if size != expected:
-            text = f"tile {tile} is {size[0]}x{size[1]} pixels, not {expected[0]}x{expected[1]}"
+        if size != self._expected:
+            text = f"tile {tile} is {size[0]}x{size[1]} pixels, not {self.source.tile_px}x{self.source.tile_px}"
             raise FetchError(text, source=self.source.name, item=str(tile), outcome=Outcome.WRONG_SIZE)
         if self._decodes_all or (tile.x + 31 * tile.y) % SAMPLED == 0:
             decode(fetched.image)
@@ -117,7 +122,7 @@ async def cut(window: Window, tiles: TileCache, etag: str = "") -> Fetched:
     """
     if window.size == TILE_PX and not (window.x % TILE_PX or window.y % TILE_PX):
         tile = Tile(window.x // TILE_PX % 2**window.zoom, window.y // TILE_PX, window.zoom)
-        return await (tiles.fetch(tile, etag) if etag else tiles.get(tile))
+        return await (tiles.get(tile) if tiles.is_shared and not etag else tiles.fetch(tile, etag))
     tile_px = tiles.source.tile_px
     if any(edge * tile_px % TILE_PX for edge in (window.x, window.y, window.size)):
         raise RecipeError(

@@ -94,7 +94,7 @@ class Store:
         Raises:
             WorkspaceError: If rows that were added before cannot be written.
         """
-        self._index(self._next_part, [(row[self._key], row["status"])], first_row=len(self._pending))
+        self._place(row[self._key], row["status"], self._next_part << 32 | len(self._pending))
         self._pending.append(row)
         self._pending_bytes += len(row["image"] or b"")
         is_late = time.monotonic() - self._flushed >= FLUSH_S
@@ -247,13 +247,16 @@ class Store:
             ordered = taken.take(pa.array([order[place] for place in places])).combine_chunks()
             yield from ordered.to_batches()
 
-    def _index(self, part: int, found: Sequence[tuple[str, str]], first_row: int = 0) -> None:
-        for row, (key, status) in enumerate(found, first_row):
-            self._where[key] = part << 32 | row
-            if status == Outcome.OK:
-                self._failed.pop(key, None)
-            else:
-                self._failed[key] = Outcome(status)
+    def _index(self, part: int, found: Sequence[tuple[str, str]]) -> None:
+        for row, (key, status) in enumerate(found):
+            self._place(key, status, part << 32 | row)
+
+    def _place(self, key: str, status: str, where: int) -> None:
+        self._where[key] = where
+        if status != Outcome.OK.value:
+            self._failed[key] = Outcome(status)
+        elif self._failed:
+            self._failed.pop(key, None)
 
     def _keys_of(self, path: Path) -> list[tuple[str, str]]:
         """Read the two small columns of a file; the images' pages are never touched."""

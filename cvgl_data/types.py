@@ -32,6 +32,11 @@ def _lonlat(x: float, y: float, zoom: int) -> LonLat:
     return LonLat(lon if lon <= 180.0 else lon - 360.0, lat)
 
 
+def gsd_m_at(lat: float, zoom: int) -> float:
+    """Ground metres per global pixel at a latitude; `cvgl_data.geo.gsd_m` has the array version."""
+    return EARTH_CIRCUMFERENCE_M * math.cos(math.radians(lat)) / (TILE_PX * 2.0**zoom)
+
+
 class LonLat(NamedTuple):
     """A position in degrees (WGS 84)."""
 
@@ -103,8 +108,7 @@ class Window(NamedTuple):
     @property
     def gsd_m(self) -> float:
         """Ground metres per pixel at the centre, cos(lat) included."""
-        lat = math.radians(self.center.lat)
-        return EARTH_CIRCUMFERENCE_M * math.cos(lat) / (TILE_PX * 2.0**self.zoom)
+        return gsd_m_at(self.center.lat, self.zoom)
 
     @property
     def tiles(self) -> list[Tile]:

@@ -11,8 +11,8 @@ from cvgl_data.fetch.engine import IN_FLIGHT, OnItem, work_through
 from cvgl_data.fetch.rows import Row, failed, is_restricted, reference_store, stored
 from cvgl_data.grid import Windows
 from cvgl_data.http import Http, NotModified
-from cvgl_data.mosaic import CACHE_BYTES, TileCache, cut
-from cvgl_data.types import TILE_PX, ImagerySource, Outcome, Window
+from cvgl_data.mosaic import TileCache, cut
+from cvgl_data.types import TILE_PX, Fetched, ImagerySource, Outcome, Window, gsd_m_at
 from cvgl_data.workspace import Workspace
 
 
@@ -55,7 +55,8 @@ async def fetch_references(
         RecipeError: If the source does not go as deep as the windows' zoom, or ``verify`` is neither.
         SourceStopped: If the source refuses to go on; what was fetched is kept.
     """
-    tiles = TileCache(source, http, verify=verify, max_bytes=0 if _share_no_tiles(windows) else CACHE_BYTES)
+    tiles = TileCache(source, http, verify=verify, is_shared=not _share_no_tiles(windows))
+    restricted = is_restricted(source)
     refresh = refresh and not getattr(source, "is_immutable", False)
     with reference_store(workspace) as store:
         etags = {}
@@ -67,7 +68,8 @@ async def fetch_references(
             if window.zoom > source.max_zoom:
                 raise RecipeError(f"imagery source '{source.name}' ends at zoom {source.max_zoom}, not {window.zoom}")
             try:
-                return await _row(key, window, area_name, source, tiles, etags.get(key) or "")
+                fetched = await cut(window, tiles, etags.get(key) or "")
+                return _row(_place(key, window, area_name, source), fetched, source, restricted)
             except NotModified:
                 return Outcome.OK
             except SourceStopped:
@@ -109,18 +111,16 @@ def _place(key: str, window: Window, area_name: str, source: ImagerySource) -> R
         "zoom": window.zoom,
         "lon": lon - 360.0 if lon >= 180.0 else lon,
         "lat": lat,
-        "gsd_m": window.gsd_m,
+        "gsd_m": gsd_m_at(lat, window.zoom),
         "area": area_name,
         "source": source.name,
     }
 
 
-async def _row(key: str, window: Window, area_name: str, source: ImagerySource, tiles: TileCache, etag: str) -> Row:
+def _row(place: Row, fetched: Fetched, source: ImagerySource, no_redistribute: bool) -> Row:
     """Return the row of one window that could be had."""
-    fetched = await cut(window, tiles, etag)
-    row = _place(key, window, area_name, source)
-    row |= stored(fetched.image)
-    row |= {
+    place |= stored(fetched.image)
+    place |= {
         "release": fetched.release,
         "release_source": fetched.release_source,
         "captured": fetched.captured,
@@ -128,9 +128,9 @@ async def _row(key: str, window: Window, area_name: str, source: ImagerySource, 
         "source_gsd_m": fetched.source_gsd_m,
         "upsampled_from_zoom": fetched.upsampled_from_zoom,
         "licence": fetched.licence or source.licence,
-        "no_redistribute": is_restricted(source),
+        "no_redistribute": no_redistribute,
         "robots": fetched.robots,
         "etag": fetched.etag,
         "last_modified": fetched.last_modified,
     }
-    return row
+    return place

@@ -77,7 +77,7 @@ class XyzImagery:
 
     async def fetch(self, tile: Tile, http: Http) -> Fetched:
         """Return the tile as the server sends it; a 404 is ``not_found``. See `ImagerySource.fetch`."""
-        response = await http.get(self.url(tile), source=self.name, item=str(tile))
+        response = await http.get(self.url(tile), source=self.name, item=tile)
         if response.status == 204 or not response.body:
             raise NoImagery(f"the server has an empty answer for tile {tile}", source=self.name, item=str(tile))
         if self._placeholders and hashlib.sha256(response.body).hexdigest() in self._placeholders:

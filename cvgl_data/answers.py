@@ -17,7 +17,7 @@ from cvgl_data.errors import FetchError
 from cvgl_data.types import Outcome
 
 if TYPE_CHECKING:
-    from cvgl_data.http import Response
+    from cvgl_data.responses import Response
 
 T = TypeVar("T")
 

@@ -10,73 +10,24 @@ import asyncio
 import logging
 import os
 import random
-import re
 import time
 from collections.abc import Container, Coroutine, Mapping
-from email.utils import parsedate_to_datetime
 from importlib.metadata import version
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from cvgl_data.environment import mask
 from cvgl_data.errors import FetchError, SourceStopped
 from cvgl_data.hosts import Host, Ledger, Quota, state_folder
+from cvgl_data.redaction import redact
+from cvgl_data.responses import Failure, Response, failure_of
 from cvgl_data.types import Outcome
 
 if TYPE_CHECKING:
     import aiohttp
 
 logger = logging.getLogger(__name__)
-
-SECRET_PARAMETERS = ("key", "token", "access_token", "signature", "session")
-"""Query parameters that must never be seen in a message, a log or a file."""
-
-_SECRET = re.compile(rf"(?i)([?&;](?:{'|'.join(SECRET_PARAMETERS)})=)[^&;#\s'\"<>)]*")
-
-_STATUS_OUTCOMES = {
-    401: Outcome.AUTH,
-    402: Outcome.QUOTA,
-    403: Outcome.AUTH,
-    407: Outcome.AUTH,
-    408: Outcome.TIMEOUT,
-    425: Outcome.RATE_LIMITED,
-    429: Outcome.RATE_LIMITED,
-}
-_RETRIED_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
-
-
-def redact(text: str) -> str:
-    """Return a text with the values of secret query parameters, and every key this process has read, blanked out."""
-    return mask(_SECRET.sub(r"\1***", text))
-
-
-class Response:
-    """A complete answer, with a status below 400 unless another was accepted."""
-
-    __slots__ = ("_url", "body", "headers", "status")
-
-    def __init__(self, url: str, status: int, headers: Mapping[str, str], body: bytes) -> None:
-        self._url = url
-        self.status = status
-        self.headers = headers
-        """Names compare without regard to case."""
-        self.body = body
-
-    @property
-    def url(self) -> str:
-        """As asked for, secrets blanked out."""
-        return redact(self._url)
-
-    @property
-    def validators(self) -> dict[str, Any]:
-        """What `Fetched` and `Panorama` keep of an image's response: ``etag``, ``last_modified``, ``robots``."""
-        return {
-            "etag": self.headers.get("ETag", ""),
-            "last_modified": self.headers.get("Last-Modified", ""),
-            "robots": self.headers.get("X-Robots-Tag", ""),
-        }
 
 
 class NotModified(Exception):  # noqa: N818 - good news
@@ -209,7 +160,7 @@ class Http:
                 if host.share < 1.0:
                     host.answered()
                 return response
-            except _Failure as failure:
+            except Failure as failure:
                 if not sent:  # we did not even ask
                     raise SourceStopped(str(failure), source=source, item=str(item), outcome=failure.outcome) from None
                 if failure.refuses:
@@ -239,13 +190,13 @@ class Http:
             if wait_s > self._max_pause_s:
                 when = time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() + wait_s))
                 text = f"the quota '{quota.name}' of {host.name} is used up until {when}; run again then"
-                raise _Failure(text, Outcome.QUOTA, retry=False)
+                raise Failure(text, Outcome.QUOTA, retry=False)
             await asyncio.sleep(wait_s)
         while (parked_s := self._ledger.parked_s(host.name)) or not host.take_turn():
             wait_s = max(parked_s, host.wait_s)
             if max(parked_s, host.pause_s) > self._max_pause_s:
                 text = f"host {host.name} asks to be left alone for {wait_s:.0f} s; run again later"
-                raise _Failure(text, Outcome.RATE_LIMITED, retry=False)
+                raise Failure(text, Outcome.RATE_LIMITED, retry=False)
             await asyncio.sleep(wait_s)
 
     def _host(self, url: str) -> Host:
@@ -284,7 +235,7 @@ class Http:
             response = await session.request(method, url, **options)
             try:
                 if response.status >= 400 and response.status not in accept:
-                    raise _failure(response.status, response.headers)
+                    raise failure_of(response.status, response.headers)
                 size = response.content_length
                 if size is not None and size <= self._max_body_bytes:
                     body = await response.read()  # in one piece, checked against what was announced
@@ -294,14 +245,14 @@ class Http:
             finally:
                 response.release()
         except aiohttp.ClientPayloadError as error:
-            raise _Failure(f"the body ends early ({error})", Outcome.TRUNCATED, retry=True) from None
+            raise Failure(f"the body ends early ({error})", Outcome.TRUNCATED, retry=True) from None
         except TimeoutError:  # before ClientError: aiohttp's timeouts are both
-            raise _Failure("no answer in time", Outcome.TIMEOUT, retry=True) from None
+            raise Failure("no answer in time", Outcome.TIMEOUT, retry=True) from None
         except aiohttp.InvalidURL:
-            raise _Failure("not a valid URL", Outcome.NOT_FOUND, retry=False) from None
+            raise Failure("not a valid URL", Outcome.NOT_FOUND, retry=False) from None
         except (aiohttp.ClientError, OSError) as error:
             text = f"no connection ({type(error).__name__}: {error})"
-            raise _Failure(text, Outcome.CONNECTION, retry=True) from None
+            raise Failure(text, Outcome.CONNECTION, retry=True) from None
 
     async def _piece_by_piece(self, response: aiohttp.ClientResponse) -> bytes:
         """Return a body of a size that was not announced, or is too large."""
@@ -316,7 +267,7 @@ class Http:
         if size > self._max_body_bytes:
             response.close()
             limit = f"the body is larger than {self._max_body_bytes} bytes"
-            raise _Failure(limit, Outcome.WRONG_SIZE, retry=False)
+            raise Failure(limit, Outcome.WRONG_SIZE, retry=False)
         return b"".join(pieces)
 
 
@@ -337,39 +288,3 @@ class _Conditional(Http):
         if response.status == 304:
             raise NotModified
         return response
-
-
-class _Failure(Exception):  # noqa: N818 - never leaves this module
-    """One attempt that failed."""
-
-    def __init__(
-        self, message: str, outcome: Outcome, *, retry: bool, pause_s: float = 0.0, refuses: bool = False
-    ) -> None:
-        super().__init__(message)
-        self.outcome = outcome
-        self.retry = retry
-        self.pause_s = pause_s
-        self.refuses = refuses
-
-
-def _failure(status: int, headers: Mapping[str, str]) -> _Failure:
-    default = Outcome.SERVER_ERROR if status >= 500 else Outcome.NOT_FOUND
-    pause_s = _retry_after_s(headers.get("Retry-After", "")) if status in (429, 503) else 0.0
-    return _Failure(
-        f"HTTP {status}",
-        _STATUS_OUTCOMES.get(status, default),
-        retry=status in _RETRIED_STATUSES,
-        pause_s=pause_s,
-        refuses=status in (429, 503),
-    )
-
-
-def _retry_after_s(value: str) -> float:
-    """Return what a Retry-After header asks for, a number or an HTTP date; 0 for a past date or nonsense."""
-    value = value.strip()
-    if value.isascii() and value.isdigit():
-        return float(value)
-    try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except (ValueError, TypeError, OverflowError):
-        return 0.0

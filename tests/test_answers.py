@@ -5,7 +5,7 @@ from pydantic import ConfigDict
 
 from cvgl_data import answers
 from cvgl_data.errors import FetchError
-from cvgl_data.http import Response
+from cvgl_data.responses import Response
 from cvgl_data.types import Outcome
 
 

@@ -5,9 +5,10 @@ from email.utils import formatdate
 import pytest
 from aiohttp import web
 
-from cvgl_data import http as module
 from cvgl_data.errors import FetchError
-from cvgl_data.http import Http, redact
+from cvgl_data.http import Http
+from cvgl_data.redaction import SECRET_PARAMETERS, redact
+from cvgl_data.responses import retry_after_s
 from cvgl_data.types import Outcome
 
 
@@ -129,7 +130,7 @@ def test_a_host_that_wants_hours_is_left_alone():
     [("3", 3), (" 120 ", 120), ("", 0), ("soon", 0), ("-5", 0), ("Wed, 21 Oct 2015 07:28:00 GMT", 0)],
 )
 def test_retry_after_forms(value, seconds):
-    assert module._retry_after_s(value) == seconds
+    assert retry_after_s(value) == seconds
 
 
 def test_truncated_body_is_noticed_and_asked_again():
@@ -197,7 +198,7 @@ def test_nothing_is_opened_without_requests():
     assert asyncio.run(run()) is None
 
 
-@pytest.mark.parametrize("name", module.SECRET_PARAMETERS)
+@pytest.mark.parametrize("name", SECRET_PARAMETERS)
 def test_secrets_are_blanked(name):
     for text in (
         f"GET https://h/p?a=1&{name}=S3CR3T&b=2 failed",

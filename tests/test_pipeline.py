@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cvgl_data import pipeline
+from cvgl_data import pipeline, planning
 from cvgl_data.dataset import open_dataset
 from cvgl_data.errors import FetchError, RecipeError, WorkspaceError
 from cvgl_data.recipe import DatasetRecipe, resolve
@@ -268,9 +268,9 @@ def test_manifest_names_every_file(built):
 
 def test_areas_need_one_description_and_one_name():
     with pytest.raises(RecipeError, match="exactly one"):
-        pipeline.areas(resolve(DatasetRecipe, {"name": "x", "areas": [{"city": "seattle", "file": "a.geojson"}]}))
+        planning.areas(resolve(DatasetRecipe, {"name": "x", "areas": [{"city": "seattle", "file": "a.geojson"}]}))
     with pytest.raises(RecipeError, match="two areas"):
-        pipeline.areas(resolve(DatasetRecipe, {"name": "x", "areas": [{"city": "seattle"}, {"city": "Seattle"}]}))
+        planning.areas(resolve(DatasetRecipe, {"name": "x", "areas": [{"city": "seattle"}, {"city": "Seattle"}]}))
 
 
 def test_a_folder_without_a_build_cannot_be_resumed(tmp_path):

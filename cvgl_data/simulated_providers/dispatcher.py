@@ -14,8 +14,8 @@ from urllib.parse import urlencode
 
 from aiohttp import web
 
-from cvgl_data.http import SECRET_PARAMETERS, redact
 from cvgl_data.images import decode
+from cvgl_data.redaction import SECRET_PARAMETERS, redact
 from cvgl_data.simulated_providers.esri import WorldImagery, placeholder_answer
 from cvgl_data.simulated_providers.exchange import (
     Answer,

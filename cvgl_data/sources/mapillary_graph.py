@@ -16,7 +16,9 @@ from cvgl_data import answers
 from cvgl_data.environment import needed_secret
 from cvgl_data.errors import FetchError, NoPanorama, SourceStopped
 from cvgl_data.hosts import Quota
-from cvgl_data.http import Http, Response, redact
+from cvgl_data.http import Http
+from cvgl_data.redaction import redact
+from cvgl_data.responses import Response
 from cvgl_data.sources.batching import Batching
 from cvgl_data.types import Outcome
 

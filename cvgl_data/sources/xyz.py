@@ -9,7 +9,8 @@ from urllib.parse import urlsplit
 
 from cvgl_data.environment import secret
 from cvgl_data.errors import NoImagery, RecipeError
-from cvgl_data.http import SECRET_PARAMETERS, Http
+from cvgl_data.http import Http
+from cvgl_data.redaction import SECRET_PARAMETERS
 from cvgl_data.types import Fetched, Tile
 
 _PLACEHOLDER = re.compile(r"(?<!\$)\{([^{}]*)\}")

@@ -1,0 +1,17 @@
+"""Keep keys out of messages, logs and files."""
+
+from __future__ import annotations
+
+import re
+
+from cvgl_data.environment import mask
+
+SECRET_PARAMETERS = ("key", "token", "access_token", "signature", "session")
+"""Query parameters that must never be seen in a message, a log or a file."""
+
+_SECRET = re.compile(rf"(?i)([?&;](?:{'|'.join(SECRET_PARAMETERS)})=)[^&;#\s'\"<>)]*")
+
+
+def redact(text: str) -> str:
+    """Return a text with the values of secret query parameters, and every key this process has read, blanked out."""
+    return mask(_SECRET.sub(r"\1***", text))

@@ -72,7 +72,8 @@ def plan(recipe: DatasetRecipe, *, rate_per_s: float = 10.0, discover: bool = Fa
         num_tiles = sum(area.num_tiles for area in planned)
         number, is_bound = _num_panoramas(recipe, found, panoramas, rate_per_s, discover)
         listing: Counter[str] = Counter()
-        if not recipe.panoramas.pano_ids and hasattr(panoramas, "discovery"):
+        # Without an area nothing bounds the listing, and counting its tiles would take as long as fetching them.
+        if recipe.areas and not recipe.panoramas.pano_ids and hasattr(panoramas, "discovery"):
             for area in found:
                 listing.update(panoramas.discovery(area))
         costs = [

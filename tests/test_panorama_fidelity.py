@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from cvgl_data.images import decode, encode_jpeg
-from cvgl_data.panorama import View, _fast_pose_map, _pose_map, from_tiles, from_views, north_align
+from cvgl_data.panorama import View, from_tiles, from_views, north_align
+from cvgl_data.panorama.pose import _fast_pose_map, _pose_map
 from cvgl_data.sources import google_static, google_tiles
 from cvgl_data.sources.google_tiles import level_for
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import datetime
-import hashlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from cvgl_data.simulated_providers.settings import Settings
 from cvgl_data.simulated_providers.views import Pixels
 from cvgl_data.simulation import World, render_panorama, render_tile
 from cvgl_data.simulation.workers import Workers
+from cvgl_data.sources.simulated import pano_id_at, pose_at
 from cvgl_data.types import TILE_PX, BBox, LonLat, Tile
 
 MAX_ZOOM = 22
@@ -50,7 +50,7 @@ class Station:
     @property
     def key(self) -> str:
         """Its id in `cvgl_data.sources.simulated`."""
-        return f"{round(self.lon * _SCALE)}_{round(self.lat * _SCALE)}"
+        return pano_id_at(self.lon, self.lat)
 
 
 class Pictures:
@@ -115,22 +115,12 @@ class Pictures:
         if position is None or abs(position[1]) > 85.0 or not self._has(provider, *position):
             return None
         lon, lat = position
-        lane = self._world.lane_heading_deg(lon, lat)
-        if lane is None:
+        pose = pose_at(self._world, lon, lat, self._settings.tilt_deg)
+        if pose is None:
             return None
-        key = f"{round(lon * _SCALE)}_{round(lat * _SCALE)}"
-        sway, pitch, roll = _pose_chances(f"{self._settings.seed}/{key}")
-        tilt_deg = self._settings.tilt_deg
-        seconds = 9 * 3600 + int(8 * 3600 * self._settings.chance("time", key))
+        seconds = 9 * 3600 + int(8 * 3600 * self._settings.chance("time", pano_id_at(lon, lat)))
         midnight = datetime.datetime.combine(self._settings.day, datetime.time(), datetime.UTC)
-        return Station(
-            lon,
-            lat,
-            round((lane + 8.0 * (sway - 0.5)) % 360.0, 3) % 360.0,
-            round(tilt_deg * (2.0 * pitch - 1.0), 3) + 0.0,
-            round(tilt_deg * (2.0 * roll - 1.0), 3) + 0.0,
-            midnight + datetime.timedelta(seconds=seconds),
-        )
+        return Station(lon, lat, *pose, midnight + datetime.timedelta(seconds=seconds))
 
     def within(self, bounds: BBox, provider: str) -> Iterator[LonLat]:
         """Yield the positions of a provider's panoramas in a box; the order is that of a map, north to south."""
@@ -202,9 +192,3 @@ def _panorama_jpeg(world: World, station: Station, width: int, day: datetime.dat
             width=width,
         )
     )
-
-
-def _pose_chances(name: str) -> list[float]:
-    """Return what sways a camera, as `SimulatedPanoramas` draws it: its panoramas and these are the same."""
-    digest = hashlib.sha256(name.encode()).digest()
-    return [int.from_bytes(digest[start : start + 6], "big") / 2**48 for start in (0, 6, 12)]

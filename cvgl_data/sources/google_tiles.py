@@ -137,6 +137,15 @@ class GoogleTilesPanoramas:
             "are a guess of 50 kB per tile",
         )
 
+    def discovery(self, area: AreaOfInterest) -> dict[str, float]:
+        """Return host to requests that `discover` sends at most.
+
+        A session, one request per batch of locations, and the metadata of each panorama found, of which there is at
+        most one per location.
+        """
+        num = sum(1 for _ in google.locations(area, self._spacing_m))
+        return {urlsplit(self._base).netloc: 1.0 + math.ceil(num / MAX_LOCATIONS) + num}
+
     async def discover(self, area: AreaOfInterest, http: Http) -> AsyncIterator[PanoramaRef | FetchError]:
         """Yield the panoramas found from the locations of a grid; see `PanoramaSource.discover`."""
         seen: set[str] = set()

@@ -79,6 +79,10 @@ class PanoramaxPanoramas:
             f"one request per zoom-{ZOOM} tile of the area",
         )
 
+    def discovery(self, area: AreaOfInterest) -> dict[str, float]:
+        """Return host to requests that `discover` sends: one per vector tile."""
+        return {urlsplit(self._url).netloc: float(len(vector_tiles.covering(area, ZOOM)))}
+
     def discover(self, area: AreaOfInterest, http: Http) -> AsyncIterator[PanoramaRef | FetchError]:
         """Yield the 360-degree pictures inside the area; see `PanoramaSource.discover`."""
 

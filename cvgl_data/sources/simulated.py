@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import AsyncIterator, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 import simplejpeg
@@ -29,6 +29,39 @@ LICENCE = "CC0-1.0"
 _PANO_ID = re.compile(r"(-?\d{1,10})_(-?\d{1,9})", re.ASCII)
 _ID_SCALE = 1e7
 _BATCH = 512
+
+
+class Pose(NamedTuple):
+    """How the camera of a simulated panorama stood, in the conventions of `cvgl_data.types.Panorama`."""
+
+    heading_deg: float
+    pitch_deg: float
+    roll_deg: float
+
+
+def pano_id_at(lon: float, lat: float) -> str:
+    """Return the id of the panorama at a position in degrees: the position in units of 1e-7 degrees."""
+    return f"{round(lon * _ID_SCALE)}_{round(lat * _ID_SCALE)}"
+
+
+def pose_at(world: World, lon: float, lat: float, tilt_deg: float) -> Pose | None:
+    """Return how the camera car stands at a position, ``None`` if that is not on a lane.
+
+    Args:
+        world: Where the lanes are; its seed decides on the sway, too.
+        lon: Degrees.
+        lat: Degrees.
+        tilt_deg: Largest pitch and roll.
+    """
+    lane_deg = world.lane_heading_deg(lon, lat)
+    if lane_deg is None:
+        return None
+    sway, pitch, roll = _chances(f"{world.seed}/{pano_id_at(lon, lat)}")
+    return Pose(
+        heading_deg=round((lane_deg + 8.0 * (sway - 0.5)) % 360.0, 3) % 360.0,
+        pitch_deg=round(tilt_deg * (2.0 * pitch - 1.0), 3) + 0.0,
+        roll_deg=round(tilt_deg * (2.0 * roll - 1.0), 3) + 0.0,
+    )
 
 
 class SimulatedImagery:
@@ -165,7 +198,7 @@ class SimulatedPanoramas:
             for (at_lon, at_lat), inside in zip(batch, area.contains(lon, lat), strict=True):
                 if inside:
                     yield PanoramaRef(
-                        pano_id=_pano_id(at_lon, at_lat),
+                        pano_id=pano_id_at(at_lon, at_lat),
                         lon=at_lon,
                         lat=at_lat,
                         captured=self._date.isoformat(),
@@ -179,19 +212,13 @@ class SimulatedPanoramas:
             FetchError: If the process that rendered it died.
         """
         lon, lat = self._position(pano_id)
-        lane = self._world.lane_heading_deg(lon, lat)
-        if lane is None:
+        pose = pose_at(self._world, lon, lat, self._tilt_deg)
+        if pose is None:
             raise NoPanorama(
                 f"no panorama '{pano_id}': {lat:.7f}, {lon:.7f} is not on a lane",
                 source=self.name,
                 item=pano_id,
             )
-        sway, pitch, roll = _chances(f"{self._world.seed}/{pano_id}")
-        pose: dict[str, Any] = {
-            "heading_deg": round((lane + 8.0 * (sway - 0.5)) % 360.0, 3) % 360.0,
-            "pitch_deg": round(self._tilt_deg * (2.0 * pitch - 1.0), 3) + 0.0,
-            "roll_deg": round(self._tilt_deg * (2.0 * roll - 1.0), 3) + 0.0,
-        }
         render = partial(
             _panorama_jpeg,
             self._world,
@@ -202,7 +229,7 @@ class SimulatedPanoramas:
             width=self._width,
             camera_height_m=self._camera_height_m,
             shadows=self._shadows,
-            **pose,
+            **pose._asdict(),
         )
         return Panorama(
             pano_id=pano_id,
@@ -213,7 +240,7 @@ class SimulatedPanoramas:
             licence=self.licence,
             creator=self.attribution,
             pose_source="exact",
-            **pose,
+            **pose._asdict(),
         )
 
     def close(self) -> None:
@@ -224,7 +251,7 @@ class SimulatedPanoramas:
         match = _PANO_ID.fullmatch(pano_id)
         lon, lat = (int(part) / _ID_SCALE for part in match.groups()) if match else (math.nan, math.nan)
         # The second test refuses other spellings of the same number, such as leading zeros.
-        if not (abs(lon) <= 180.0 and abs(lat) <= 85.0) or _pano_id(lon, lat) != pano_id:
+        if not (abs(lon) <= 180.0 and abs(lat) <= 85.0) or pano_id_at(lon, lat) != pano_id:
             raise NoPanorama(
                 f"no panorama '{pano_id}': ids are lon_lat in units of 1e-7 degrees",
                 source=self.name,
@@ -280,10 +307,6 @@ def _tile_bounds(tile: Tile, max_zoom: int, source: str) -> BBox:
     if not (0 <= tile.x < 2**tile.z and 0 <= tile.y < 2**tile.z):
         raise NoImagery(f"no tile {tile}: it lies outside the world", source=source, item=str(tile))
     return tile.bounds
-
-
-def _pano_id(lon: float, lat: float) -> str:
-    return f"{round(lon * _ID_SCALE)}_{round(lat * _ID_SCALE)}"
 
 
 def _chances(name: str) -> list[float]:

@@ -29,7 +29,7 @@ check: .venv/.dev
 	$(BIN)/codespell
 
 bench: .venv/.dev
-	for script in $(filter-out %/tile_server.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	for script in $(filter-out benchmarks/_% benchmarks/tile_server.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 .venv/.train .venv/.dev: .venv/.%: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

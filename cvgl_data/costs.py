@@ -56,9 +56,9 @@ def estimate(
     """
     cost: Cost = source.cost() if hasattr(source, "cost") else Cost()
     number = items or 0
-    requests = {host: math.ceil(each * number) for host, each in cost.requests.items()}
+    requests = {host: _whole(each * number) for host, each in cost.requests.items()}
     for host, count in (discovery or {}).items():
-        requests[host] = requests.get(host, 0) + math.ceil(count)
+        requests[host] = requests.get(host, 0) + _whole(count)
     terms: Terms | None = getattr(source, "terms", None)
     return SourceCost(
         kind=kind,
@@ -73,3 +73,8 @@ def estimate(
         accept_terms=terms.name if terms is not None and terms.must_accept else "",
         note=cost.note,
     )
+
+
+def _whole(number: float) -> int:
+    """Return a number of requests rounded up, but not because of the last bits of a product: 100 times 0.07 is 7."""
+    return math.ceil(round(number, 6))

@@ -6,6 +6,7 @@ import os
 import stat
 import sys
 from pathlib import Path
+from typing import NoReturn
 from urllib.parse import quote, quote_plus, urlsplit
 
 from cvgl_data.errors import RecipeError
@@ -32,6 +33,10 @@ class Secret:
         return f"Secret({self.name}=***)"
 
     __str__ = __repr__
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be pickled or copied: it would end in a file or in another process."""
+        raise TypeError(f"the key {self.name} is not to be saved or copied; read it from the environment again")
 
 
 def secret(name: str) -> Secret | None:
@@ -65,7 +70,8 @@ def needed_secret(name: str, who: str, how: str) -> Secret:
 
 def mask(text: str) -> str:
     """Return a text with every key that this process has read blanked out."""
-    for value in _known:
+    # The longest first: one key may begin like another.
+    for value in sorted(_known, key=len, reverse=True):
         if value in text:
             text = text.replace(value, "***")
     return text
@@ -78,8 +84,12 @@ def base_url(name: str, default: str) -> str:
         RecipeError: If the variable is no http address.
     """
     url = os.environ.get(name, "").strip() or default
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(url)
+        is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # half an IPv6 address, or no port
+        is_address = False
+    if not is_address:
         raise RecipeError(f"{name} is '{mask(url)}'; it must begin with http:// or https:// and a host")
     return url.rstrip("/")
 
@@ -92,3 +102,5 @@ def _read_private(variable: str, path: Path) -> str:
         return path.read_text(encoding="utf-8").strip()
     except OSError as error:
         raise RecipeError(f"the key file '{path}' ({variable}) cannot be read ({error.strerror or error})") from None
+    except UnicodeDecodeError:  # whose message would show a part of it
+        raise RecipeError(f"the key file '{path}' ({variable}) is not text") from None

@@ -31,6 +31,7 @@ class AreaPlan:
     name: str
     area_km2: float
     num_references: int
+    """Without those of an earlier area."""
     num_tiles: int
     """Distinct XYZ tiles, which is the number of imagery requests."""
     gsd_m: float
@@ -58,7 +59,7 @@ def plan(recipe: DatasetRecipe, *, rate_per_s: float = 10.0, discover: bool = Fa
     panoramas = open_panoramas(recipe.panoramas.source, recipe.panoramas.options, workers=1)
     with closing(imagery), closing(panoramas):
         found = areas(recipe)
-        work = [(area, windows_of(recipe, area, imagery)) for area in found]
+        work = without_repeats([(area.name, windows_of(recipe, area, imagery)) for area in found])
         planned = [
             AreaPlan(
                 name=area.name,
@@ -67,7 +68,7 @@ def plan(recipe: DatasetRecipe, *, rate_per_s: float = 10.0, discover: bool = Fa
                 num_tiles=windows.num_tiles(),
                 gsd_m=float(np.mean(windows.gsd_m())) if len(windows) else 0.0,
             )
-            for area, windows in work
+            for area, (_, windows) in zip(found, work, strict=True)
         ]
         num_tiles = sum(area.num_tiles for area in planned)
         number, is_bound = _num_panoramas(recipe, found, panoramas, rate_per_s, discover)

@@ -32,8 +32,8 @@ def check(terms: Iterable[Terms], accepted: Sequence[str], earlier: Accepted) ->
     by_name = {item.name: item for item in terms}
     for name in accepted:
         if name not in by_name and name not in earlier:
-            used = f"; its sources have terms '{', '.join(by_name)}'" if by_name else "; its sources have no terms"
-            raise RecipeError(f"no source of this recipe has terms '{name}'{did_you_mean(name, by_name) or used}")
+            hint = did_you_mean(name, by_name) if by_name else "; its sources have no terms to accept"
+            raise RecipeError(f"no source of this recipe has terms '{name}'{hint}")
     record = dict(earlier)
     for item in by_name.values():
         if item.name in record:

@@ -254,6 +254,8 @@ def test_costs():
     assert static.requests == {"maps.googleapis.com": 7}
     assert tiles.requests == {"tile.googleapis.com": 9}
     assert tiles.per_day == 1875
+    assert GoogleStaticPanoramas().discovery(AREA) == {"maps.googleapis.com": len(list(google.locations(AREA, 25.0)))}
+    assert GoogleTilesPanoramas().discovery(AREA).keys() == {"tile.googleapis.com"}
 
 
 @pytest.mark.parametrize("kind", _SOURCES)
@@ -391,6 +393,7 @@ def test_static_discovery(discover, service):
     assert (refs[0].lon, refs[0].lat, refs[0].captured) == (10.0002, 45.0003, "2022-07")
     assert {request.query["source"] for request in service.asked} == {"outdoor"}
     assert service.paths.keys() == {"/static/metadata"}  # the free one
+    assert GoogleStaticPanoramas().discovery(AREA) == {urlsplit(str(service.asked[0].url)).netloc: len(service.asked)}
     assert discover(GoogleStaticPanoramas) == refs
     assert len(service.asked) > 2 * len(discover(GoogleStaticPanoramas, spacing_m=60.0))
 
@@ -640,6 +643,8 @@ def test_tile_discovery(discover, service):
     assert num > 100
     assert service.paths["/v1/streetview/panoIds"] == math.ceil(num / 100)
     assert service.paths["/v1/streetview/metadata"] == 3  # each once, the one outside included
+    (at_most,) = GoogleTilesPanoramas(spacing_m=8.0).discovery(AREA).values()
+    assert at_most == 1 + math.ceil(num / 100) + num  # as if each location had a panorama of its own
     assert discover(GoogleTilesPanoramas, spacing_m=8.0) == refs
 
 

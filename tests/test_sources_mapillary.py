@@ -248,6 +248,8 @@ def test_options_are_checked_and_costs_are_told(monkeypatch):
     cost = MapillaryPanoramas(size=2048).cost()  # planning needs no token
     assert cost.requests["graph.mapillary.com"] == 1.0
     assert cost.bytes == 500e3
+    block = AreaOfInterest.from_bbox(0.001, 0.001, 0.05, 0.005)
+    assert MapillaryPanoramas().discovery(block) == {"tiles.mapillary.com": 3.0}
     assert not MapillaryPanoramas.terms.must_accept
 
 
@@ -614,6 +616,7 @@ def test_discovery(monkeypatch, server, name):
     assert [error.item for error in errors] == [f"{TILE}#4", f"14/{TILE.x + 1}/{TILE.y}"]
     assert server.tokens == {TOKEN}
     assert server.asked["tile"] > 2  # the third does not exist, and is empty
+    assert list(MapillaryPanoramas().discovery(area()).values()) == [server.asked["tile"]]
 
 
 @pytest.mark.parametrize(

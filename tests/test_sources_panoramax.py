@@ -257,6 +257,7 @@ def test_options_are_checked_and_costs_are_told(monkeypatch):
     assert PanoramaxPanoramas().cost().requests["api.panoramax.xyz"] == 1.0
     monkeypatch.setenv("CVGL_PANORAMAX_URL", "http://127.0.0.1:1/api/")
     assert "127.0.0.1:1" in PanoramaxPanoramas().cost().requests
+    assert PanoramaxPanoramas().discovery(AreaOfInterest.from_bbox(0.001, 0.001, 0.015, 0.005)) == {"127.0.0.1:1": 2.0}
     assert not PanoramaxPanoramas.terms.must_accept
 
 
@@ -505,9 +506,11 @@ def test_discovery(monkeypatch):
     }
 
     async def work(source, http):
-        return [each async for each in source.discover(area, http)]
+        found = [each async for each in source.discover(area, http)]
+        return found, list(source.discovery(area).values())
 
-    found, asked = serve(monkeypatch, answers, work)
+    (found, announced), asked = serve(monkeypatch, answers, work)
+    assert announced == [len(asked)]
     refs = [each for each in found if isinstance(each, PanoramaRef)]
     errors = [each for each in found if isinstance(each, FetchError)]
     assert [(ref.pano_id, ref.captured) for ref in refs] == [

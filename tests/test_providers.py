@@ -1,0 +1,428 @@
+"""Whole builds from the simulated providers with the real clients: what is kept, what is refused, what heals.
+
+What a build should hold is known exactly: the world that the providers show renders its own ground truth.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import datetime
+import json
+import threading
+from collections import Counter
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cvgl_data import pipeline, verification
+from cvgl_data import simulated_providers as sim
+from cvgl_data.dataset import open_dataset
+from cvgl_data.errors import FetchError, SourceStopped, TermsError
+from cvgl_data.fetch.rows import query_store, reference_store
+from cvgl_data.geo import distance_m
+from cvgl_data.http import Http
+from cvgl_data.images import decode
+from cvgl_data.recipe import DatasetRecipe, resolve
+from cvgl_data.simulated_providers import Coverage, Faults, Settings, SimulatedProviders
+from cvgl_data.simulated_providers.google_static import COPYRIGHT
+from cvgl_data.simulated_providers.panoramax import LICENCES
+from cvgl_data.simulation import World, render_panorama
+from cvgl_data.sources.esri.basemap import EsriBasemap
+from cvgl_data.types import Tile
+from cvgl_data.workspace import Workspace
+
+ZOOM = 18
+NUM_TILES = 12
+NUM_PANORAMAS = 4
+CORNER = Tile(41998, 91512, ZOOM)
+"""North-west of four by three tiles, with streets in all directions."""
+
+WIDTH = 512
+OPTIONS = {"workers": 1, "panorama_width": WIDTH, "every_m": 20.0, "holes": 0.0}
+
+IMAGERY = ("esri", "esri-live")
+PANORAMAS = ("panoramax", "mapillary", "google", "google-static")
+NEED_TERMS = {"esri": "esri", "esri-live": "esri", "google": "google", "google-static": "google"}
+
+
+# --- what the tests share
+
+
+@contextmanager
+def serving(**options):
+    """Serve from a thread of its own, so that builds, which run their own loops, can be the real ones."""
+    ready, stop = threading.Event(), asyncio.Event()
+    found = []
+
+    async def serve():
+        async with SimulatedProviders(**{**OPTIONS, **options}).serve() as served:
+            found.append((asyncio.get_running_loop(), served))
+            ready.set()
+            await stop.wait()
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
+    thread.start()
+    assert ready.wait(30), "the server did not start"
+    loop, served = found[0]
+    try:
+        yield served
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join(30)
+
+
+@pytest.fixture(scope="session")
+def shared_server():
+    with serving() as served:
+        yield served
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Wait for less where the programs would be patient, and never where a server asked for it."""
+    monkeypatch.setitem(Http.__init__.__kwdefaults__, "backoff_s", 0.02)
+    monkeypatch.setattr(EsriBasemap, "recheck_wait_s", 0.02)
+
+
+@pytest.fixture
+def server(shared_server, quick, monkeypatch):
+    return pointed(shared_server, monkeypatch)
+
+
+def pointed(served, monkeypatch):
+    for name, value in served.environment.items():
+        monkeypatch.setenv(name, value)
+    return served
+
+
+def box():
+    """The area: well inside its tiles, so that it touches no other."""
+    last = Tile(CORNER.x + 3, CORNER.y + 2, ZOOM)
+    west, _, _, north = CORNER.bounds
+    _, south, east, _ = last.bounds
+    margin = (east - west) / 400
+    return [west + margin, south + margin, east - margin, north - margin]
+
+
+def recipe(imagery="esri", panoramas="panoramax", *overrides):
+    tables = {
+        "name": "e2e",
+        "areas": [{"name": "here", "bbox": box()}],
+        "grid": {"zoom": ZOOM},
+        "imagery": {"source": imagery},
+        "panoramas": {"source": panoramas, "max": NUM_PANORAMAS, "width": WIDTH},
+        "split": {"protocol": "none"},
+    }
+    return resolve(DatasetRecipe, tables, overrides)
+
+
+def accepted(described):
+    return sorted({NEED_TERMS[s] for s in (described.imagery.source, described.panoramas.source) if s in NEED_TERMS})
+
+
+def build(described, folder, **settings):
+    settings = {"accept_terms": accepted(described), "rate_per_s": 0.0, "workers": 1, **settings}
+    return pipeline.build(described, folder, **settings)
+
+
+def fetch_queries(described, folder, **settings):
+    settings = {"accept_terms": accepted(described), "rate_per_s": 0.0, "workers": 1, **settings}
+    with pipeline.start(described, folder, kinds=["panoramas"], **settings) as begun:
+        counts = begun.fetch_queries()
+        return counts, begun.queries().to_pylist()
+
+
+def data(folder):
+    """Return every byte of the dataset proper."""
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in (folder / "data").rglob("*") if p.is_file()}
+
+
+def rows_of(folder):
+    """Return all rows as stored, by id, references and queries."""
+    workspace = Workspace(folder)
+    with reference_store(workspace) as references, query_store(workspace) as queries:
+        found = [{row["reference_id"]: row for row in references.rows()}, {row["query_id"]: row for row in queries.rows()}]
+    return found
+
+
+def manifest_of(folder):
+    return json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+
+
+def since(served, number):
+    return served.log[number:]
+
+
+def asked(requests, *providers):
+    return [request for request in requests if request.provider in providers]
+
+
+def images(requests):
+    """Return the requests for pictures and tiles."""
+    parts = ("/tile/", "/pictures/", "/mapillary-cdn/", "/streetview/tiles/", "size=640")
+    return [request for request in requests if any(part in request.path for part in parts)]
+
+
+def tile_of(row):
+    return Tile(row["x"] // 256, row["y"] // 256, row["zoom"])
+
+
+def truth(row, settings):
+    """Return what a north-aligned, upright camera sees where a query was taken."""
+    return render_panorama(World(settings.seed), row["lon"], row["lat"], date=settings.day, width=WIDTH)
+
+
+def assert_faces_north(row, settings=Settings(**OPTIONS), least=12.0):
+    """The image is the world's own view north; no other heading is as near to it."""
+    seen, expected = decode(row["image"]).astype(np.float32), truth(row, settings).astype(np.float32)
+    assert seen.shape == expected.shape == (WIDTH // 2, WIDTH, 3)
+    shown = slice(WIDTH // 16, -WIDTH // 16)  # the poles are the same at every heading
+    step = WIDTH // 128
+    errors = {
+        turn: float(np.abs(np.roll(seen, turn, axis=1)[shown] - expected[shown]).mean())
+        for turn in range(-WIDTH // 2, WIDTH // 2, step)
+    }
+    assert errors[0] < least, errors[0]
+    assert min(errors, key=errors.get) == 0
+    others = [error for turn, error in errors.items() if abs(turn) >= 4 * step]
+    assert min(others) > 1.5 * errors[0], (errors[0], min(others))
+
+
+# --- builds
+
+
+@pytest.mark.parametrize("imagery", IMAGERY)
+@pytest.mark.parametrize("panoramas", PANORAMAS)
+def test_a_build(server, tmp_path, imagery, panoramas):
+    described = recipe(imagery, panoramas)
+    folder = tmp_path / "out"
+    report = build(described, folder)
+    assert report.outcomes == {"references": {"ok": NUM_TILES}, "queries": {"ok": NUM_PANORAMAS}}
+    assert report.num_covered == report.num_pairs == NUM_PANORAMAS
+    assert report.num_constant == 0
+    assert verification.verify(folder, decode=True) == []
+    assert not [request for request in server.log if request.fault]
+
+    dataset = open_dataset(folder, verify=True)
+    references, queries = dataset.references.to_pylist(), dataset.queries.to_pylist()
+    settings = Settings(**OPTIONS)
+    coverage = Coverage(settings)
+    newest = len(coverage.releases) - 1 if imagery == "esri" else None
+    for row in references:
+        assert row["source"] == imagery
+        assert row["captured"] == coverage.day(tile_of(row), newest).isoformat()
+        assert row["provider"].startswith("Simulated S")
+        assert row["release"] == ("2023-06-08" if imagery == "esri" else "")
+        assert row["licence"] == "Esri Master License Agreement"
+        assert row["no_redistribute"] is True
+        assert row["status"] == "ok"
+    if imagery == "esri-live":  # Wayback leaves some out
+        assert {row["source_gsd_m"] for row in references} <= {0.15, 0.3, 0.5}
+
+    stored = rows_of(folder)[1]
+    month = panoramas.startswith("google")
+    for row in queries:
+        assert row["source"] == panoramas
+        assert row["captured"].startswith("2023-06" if month else "2023-06-15T")
+        assert row["no_redistribute"] is month
+        assert (row["heading_deg"], row["area"], row["status"]) == (0.0, "here", "ok")
+        assert_faces_north(stored[row["query_id"]])
+    licences = {row["licence"] for row in queries}
+    creators = {row["creator"] for row in queries}
+    if panoramas == "panoramax":
+        assert licences <= set(LICENCES)
+        assert creators <= {f"Simulated City {number}" for number in (1, 2, 3)}
+        by_licence = {row["creator"]: row["licence"] for row in queries}
+        assert all(LICENCES[int(creator[-1]) - 1] == licence for creator, licence in by_licence.items())
+    elif panoramas == "mapillary":
+        assert licences == {"CC-BY-SA-4.0"}
+        assert all(creator.startswith("simulated_") for creator in creators)
+    else:
+        assert licences == {"LicenseRef-Google-Maps-Platform-Terms"}
+        assert creators == {COPYRIGHT}
+
+    manifest = manifest_of(folder)
+    assert manifest["releases"] == (["2023-06-08"] if imagery == "esri" else [])
+    today = datetime.datetime.now(datetime.UTC).date()
+    assert sorted(manifest["terms_accepted"]) == accepted(described)
+    for terms in manifest["terms_accepted"].values():
+        assert today - datetime.date.fromisoformat(terms["accepted"]) <= datetime.timedelta(days=1)
+        assert terms["url"].startswith("https://")
+    credits = {source["kind"]: source for source in manifest["sources"]}
+    assert credits["imagery"]["attribution"].startswith("Simulated world, in the place of Esri")
+    assert credits["imagery"]["attribution"] in (folder / "README.md").read_text(encoding="utf-8")
+    assert credits["panoramas"]["name"] == panoramas
+
+    before = len(server.log)
+    again = tmp_path / "again"
+    build(described, again)
+    assert len(images(since(server, before))) >= NUM_TILES + NUM_PANORAMAS
+    assert data(again) == data(folder)
+
+
+def test_poses_are_put_upright(quick, monkeypatch, tmp_path):
+    tilted = {"tilt_deg": 6.0, "flat": 0.0}
+    settings = Settings(**{**OPTIONS, **tilted})
+    with serving(**tilted) as served:
+        pointed(served, monkeypatch)
+        for panoramas in ("panoramax", "mapillary", "google"):
+            counts, queries = fetch_queries(recipe("esri", panoramas), tmp_path / panoramas)
+            assert counts == {"ok": NUM_PANORAMAS}
+            upright = [row for row in queries if row["upright"]]
+            assert len(upright) >= NUM_PANORAMAS // 2
+            assert all(max(abs(row["source_pitch_deg"]), abs(row["source_roll_deg"])) > 0 for row in upright)
+            stored = rows_of(tmp_path / panoramas)[1]
+            for row in upright:
+                assert_faces_north(stored[row["query_id"]], settings)
+
+
+def test_release_of_the_very_bytes(server, tmp_path):
+    described = recipe("esri", "panoramax", 'imagery.options.tilemap="tile"')
+    build(described, tmp_path / "out")
+    coverage = Coverage(Settings(**OPTIONS))
+    newest = len(coverage.releases) - 1
+    for row in open_dataset(tmp_path / "out").references.to_pylist():
+        holder = coverage.releases[coverage.holder(tile_of(row), newest)]
+        assert row["release_source"] == row["captured"] == holder.day.isoformat()
+
+
+def test_a_release_stays_when_there_is_a_newer_one(server, monkeypatch, tmp_path):
+    later = (("2022-03-01", 64001), ("2022-09-15", 10), ("2023-02-10", 49059), ("2023-06-08", 239), ("2024-01-18", 77))
+    folder, described = tmp_path / "out", recipe()
+    fetch = {"accept_terms": ["esri"], "rate_per_s": 0.0}
+    with pipeline.start(described, folder, **fetch):
+        pass  # killed before anything was fetched, say
+    build(described, tmp_path / "whole")
+    with serving(releases=later) as newer:
+        pointed(newer, monkeypatch)
+        build(described, folder)
+        assert asked(newer.log, "wayback"), "nothing was fetched after the newer release had come"
+        assert {request.path.split("/tile/")[1].split("/")[0] for request in images(asked(newer.log, "wayback"))} == {
+            "239"
+        }
+        assert 'release = "2023-06-08"' in (folder / "recipe.toml").read_text(encoding="utf-8")
+        assert manifest_of(folder)["releases"] == ["2023-06-08"]
+        assert data(folder) == data(tmp_path / "whole")
+        build(described, tmp_path / "fresh")
+        assert manifest_of(tmp_path / "fresh")["releases"] == ["2024-01-18"]
+        wanted = recipe("esri", "panoramax", 'imagery.options.release="2022-12-31"')
+        build(wanted, tmp_path / "old")
+        assert manifest_of(tmp_path / "old")["releases"] == ["2022-09-15"]
+
+
+# --- terms
+
+
+@pytest.mark.parametrize(
+    ("imagery", "panoramas", "given", "missing"),
+    [
+        ("esri", "panoramax", [], "esri"),
+        ("esri-live", "mapillary", [], "esri"),
+        ("esri", "google", ["esri"], "google"),
+        ("esri", "google-static", ["google"], "esri"),
+    ],
+)
+def test_nothing_is_asked_before_terms_are_accepted(server, tmp_path, imagery, panoramas, given, missing):
+    before = len(server.log)
+    folder = tmp_path / "out"
+    with pytest.raises(TermsError, match=f"--accept-terms {missing}"):
+        build(recipe(imagery, panoramas), folder, accept_terms=given)
+    assert since(server, before) == []
+    assert not folder.exists()
+
+
+def test_terms_are_accepted_once(server, tmp_path):
+    folder, described = tmp_path / "out", recipe("esri", "google")
+    with pipeline.start(described, folder, accept_terms=["esri", "google"], rate_per_s=0.0):
+        pass
+    record = json.loads((folder / ".cvgl" / "terms.json").read_text(encoding="utf-8"))
+    record["google"]["accepted"] = "2020-02-02"  # as if it had been then
+    (folder / ".cvgl" / "terms.json").write_text(json.dumps(record), encoding="utf-8")
+    build(described, folder, accept_terms=[])
+    assert manifest_of(folder)["terms_accepted"] == record
+
+
+def test_terms_of_what_is_not_fetched_are_not_asked_for(server, tmp_path):
+    counts, _ = fetch_queries(recipe("esri", "panoramax"), tmp_path / "out", accept_terms=[])
+    assert counts == {"ok": NUM_PANORAMAS}
+
+
+# --- faults
+
+PICTURES = "esri+wayback+panoramax+mapillary-cdn+google-static+google-tiles"
+PAIRS = (("esri", "panoramax"), ("esri-live", "mapillary"), ("esri", "google"), ("esri-live", "google-static"))
+
+
+@pytest.fixture(scope="session")
+def without_faults(shared_server, tmp_path_factory):
+    """Data of the pairs of sources as they are when nothing goes wrong."""
+    with pytest.MonkeyPatch.context() as patch:
+        pointed(shared_server, patch)
+        patch.setenv("CVGL_STATE_DIR", str(tmp_path_factory.mktemp("state")))
+        found = {}
+        for pair in PAIRS:
+            folder = tmp_path_factory.mktemp("-".join(pair)) / "out"
+            build(recipe(*pair), folder)
+            found[pair] = (data(folder), {row["sha256"] for rows in rows_of(folder) for row in rows.values()})
+        return found
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
+@pytest.mark.parametrize(
+    "faults",
+    [
+        {"unavailable": 0.3, "truncated": 0.3},
+        {"stall": 0.5, "stall_s": 0.05},
+        {"html": 0.6, "expired": 0.4},
+    ],
+    ids=lambda faults: "+".join(faults),
+)
+def test_passing_faults_leave_no_trace(without_faults, quick, monkeypatch, tmp_path, pair, faults):
+    if "html" in faults and "google" in "".join(pair):
+        pytest.skip("a page in the place of Google's JSON is the error of its row, see below")
+    with serving(faults=Faults(**faults)) as served:
+        pointed(served, monkeypatch)
+        report = build(recipe(*pair), tmp_path / "out")
+        assert report.num_failed == 0
+        assert data(tmp_path / "out") == without_faults[pair][0]
+        assert verification.verify(tmp_path / "out", decode=True) == []
+        met = Counter(request.fault for request in served.log if request.fault)
+        assert met.total() >= 2
+        assert set(met) <= set(faults)
+        if pair[1] == "mapillary" and "expired" in faults:
+            assert met["expired"] >= 1
+
+
+@pytest.mark.parametrize(
+    ("pair", "share"), zip(PAIRS, (0.4, 0.4, 0.06, 0.04), strict=True), ids=lambda value: "-".join(value) * 0
+)
+def test_a_host_is_left_alone_for_as_long_as_it_asks(without_faults, quick, monkeypatch, tmp_path, pair, share):
+    with serving(faults=Faults(rate_limited=share, only=PICTURES)) as served:
+        pointed(served, monkeypatch)
+        build(recipe(*pair), tmp_path / "out")
+        assert data(tmp_path / "out") == without_faults[pair][0]
+        limited = [request for request in served.log if request.status == 429]
+        assert limited
+        for refused in limited:
+            again = [r.time_s for r in served.log if r.path == refused.path and r.time_s > refused.time_s]
+            assert len(again) == 1, "a request was repeated in vain, or never"
+            assert again[0] - refused.time_s >= 1.0
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
+def test_what_fails_for_now_is_asked_for_by_the_next_run(without_faults, quick, monkeypatch, tmp_path, pair):
+    """Here nothing is tried twice, so that each fault ends a row, and the next run meets it no more."""
+    monkeypatch.setitem(Http.__init__.__kwdefaults__, "max_tries", 1)
+    faults = Faults(
+        rate_limited=0.08, unavailable=0.1, truncated=0.1, stall=0.1, stall_s=0.05, retry_after_s=0, only=PICTURES
+    )
+    transient = {"rate_limited", "server_error", "truncated", "connection"}
+    folder, described = tmp_path / "out", recipe(*pair)
+    with serving(faults=faults, seed=SEED_OF_FAULTS) as served:
+        pointed(served, monkeypatch)
+        pass

@@ -23,6 +23,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import tile_server
 from _fetch_clients import CONNECTIONS, ZOOM, bbox, path_of, tiles, xyz_options
 from _fetch_tools import CORE_TOOL, Run, Server, Tool, ask, measured, ours, peers, serving
 

@@ -55,6 +55,7 @@ class Host:
         self.share = 1.0
         """Of rate and connections, as far as the host bears them."""
         self.in_flight = 0
+        """Connections in use."""
         self._rate_per_s = rate_per_s
         self._connections = connections
         self._waiting: deque[asyncio.Future[None]] = deque()
@@ -74,10 +75,18 @@ class Host:
                 raise
         self.in_flight += 1
 
+    def enter_now(self) -> bool:
+        """Take a connection if there is one; what `enter` does when it need not wait."""
+        if self.in_flight >= self._connections or self.share < 1.0 or self._waiting:
+            return False
+        self.in_flight += 1
+        return True
+
     def leave(self) -> None:
         """Give a connection back."""
         self.in_flight -= 1
-        self._wake()
+        if self._waiting:
+            self._wake()
 
     @property
     def wait_s(self) -> float:

@@ -149,7 +149,8 @@ class Http:
         attempt = 1
         while True:
             sent = 0.0
-            await host.enter()
+            if not host.enter_now():
+                await host.enter()
             try:
                 if quota is not None or self._ledger.parked or not host.take_turn():
                     await self._admit(host, quota)

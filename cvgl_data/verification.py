@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -24,9 +25,22 @@ _IDS = {"references": "reference_id", "queries": "query_id"}
 _SCHEMAS = {
     "references": schema.REFERENCES,
     "queries": schema.QUERIES,
+    "references_meta": schema.without_image(schema.REFERENCES),
+    "queries_meta": schema.without_image(schema.QUERIES),
     "pairs": schema.PAIRS,
     "distance_map": schema.DISTANCE_MAP,
 }
+
+
+_NO_ROW = -2
+"""Stands for a null among rows; -1 pads short lists."""
+
+
+class _Image(NamedTuple):
+    """What other tables say of a packed image."""
+
+    id: str
+    sha256: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,25 +85,36 @@ def verify(folder: Path, *, decode: bool = False, progress: Progress | None = No
     problems += [Problem(path.relative_to(folder).as_posix(), "", "is not in the manifest") for path in strangers]
 
     shards = {table: _shards(manifest, table) for table in _SCHEMAS}
-    ids: dict[str, dict[str, list[str]]] = {"references": {}, "queries": {}}
+    packed: dict[str, dict[str, list[_Image]]] = {"references": {}, "queries": {}}
     progress.stage("images", None)
-    for table, by_split in ids.items():
+    for table, by_split in packed.items():
         for name in shards[table]:
+            so_far = by_split.setdefault(_split(name), [])
             try:
-                by_split.setdefault(_split(name), []).extend(
-                    _check_images(folder, name, table, decode, problems, progress)
+                problems += _check_images(
+                    folder, name, table, manifest["files"][name]["rows"], decode, so_far, progress
                 )
             except (OSError, pa.ArrowException, SchemaError) as error:
                 problems.append(Problem(name, "", f"cannot be read ({error})"))
     if damaged:  # rows cannot be told right from wrong against files that are damaged themselves
         return problems
-    gallery = ids["references"].get(schema.GALLERY, [])
-    for table, check in (("pairs", _check_pairs), ("distance_map", _check_distance_map)):
+    for table, by_split in packed.items():
+        described = {_split(name) for name in shards[f"{table}_meta"]}
+        missing = (split for split, images in by_split.items() if images and split not in described)
+        problems += [Problem(f"data/{table}_meta", "", f"does not describe the split '{split}'") for split in missing]
+    gallery = packed["references"].get(schema.GALLERY, [])
+    checks: dict[str, Callable[[str, pa.Table], Iterator[Problem]]] = {
+        "references_meta": lambda name, found: _check_meta(name, found, gallery),
+        "queries_meta": lambda name, found: _check_meta(name, found, packed["queries"].get(_split(name), [])),
+        "pairs": lambda name, found: _check_pairs(name, found, packed["queries"].get(_split(name), []), gallery),
+        "distance_map": lambda name, found: _check_distance_map(name, found, gallery),
+    }
+    for table, check in checks.items():
         for name in shards[table]:
             try:
-                found = pq.read_table(folder / name)
+                found = pq.read_table(folder / name, partitioning=None)
                 schema.check(found.schema, _SCHEMAS[table], name)
-                problems += check(name, found, ids["queries"].get(_split(name), []), gallery)
+                problems += check(name, found)
             except (OSError, pa.ArrowException, SchemaError) as error:
                 problems.append(Problem(name, "", f"cannot be read ({error})"))
     return problems
@@ -104,22 +129,29 @@ def _split(name: str) -> str:
 
 
 def _check_images(
-    folder: Path, name: str, table: str, decode: bool, problems: list[Problem], progress: Progress
-) -> list[str]:
-    """Check the rows of one shard of images; returns their ids."""
-    key = _IDS[table]
-    ids: list[str] = []
+    folder: Path,
+    name: str,
+    table: str,
+    num_rows: int,
+    decode: bool,
+    so_far: list[_Image],
+    progress: Progress,
+) -> Iterator[Problem]:
+    """Check the rows of one shard of images; appends their ids and hashes to those of the shards before it."""
     with pq.ParquetFile(folder / name) as file:
         schema.check(file.schema_arrow, _SCHEMAS[table], name)
-        columns = [key, "image", "sha256", "lon", "lat"]
+        if file.metadata.num_rows != num_rows:
+            yield Problem(name, "", f"has {file.metadata.num_rows} rows, the manifest says {num_rows}")
+        columns = [_IDS[table], "image", "sha256", "lon", "lat"]
         for batch in file.iter_batches(batch_size=64, columns=columns):
             for row in batch.to_pylist():
-                problems += [Problem(name, row[key], what) for what in _image_problems(row, table, decode)]
-                if ids and row[key] <= ids[-1]:
-                    problems.append(Problem(name, row[key], f"comes after '{ids[-1]}'"))
-                ids.append(row[key])
+                item = row[_IDS[table]] or ""
+                for what in _image_problems(row, table, decode):
+                    yield Problem(name, item, what)
+                if so_far and item <= so_far[-1].id:
+                    yield Problem(name, item, f"comes after '{so_far[-1].id}'")
+                so_far.append(_Image(item, row["sha256"]))
             progress.advance(batch.num_rows)
-    return ids
 
 
 def _image_problems(row: dict[str, Any], table: str, decode: bool) -> Iterator[str]:
@@ -134,29 +166,42 @@ def _image_problems(row: dict[str, Any], table: str, decode: bool) -> Iterator[s
             decode_image(image)
     except FetchError as error:
         yield f"{error.outcome}: {error}"
-    if not (abs(row["lon"] or 0.0) <= 180.0 and abs(row["lat"] or 0.0) <= 90.0) or None in (row["lon"], row["lat"]):
-        yield f"the position {row['lon']}, {row['lat']} is nowhere"
+    lon, lat = row["lon"], row["lat"]
+    if lon is None or lat is None or not (abs(lon) <= 180.0 and abs(lat) <= 90.0):  # NaN is not within, either
+        yield f"the position {lon}, {lat} is nowhere"
 
 
-def _check_pairs(name: str, pairs: pa.Table, queries: list[str], references: list[str]) -> Iterator[Problem]:
-    for kind, ids in (("query", queries), ("reference", references)):
-        rows = pairs[f"{kind}_row"].to_numpy()
+def _check_meta(name: str, found: pa.Table, images: list[_Image]) -> Iterator[Problem]:
+    """Check a table without pixels against the images that it describes."""
+    key = "reference_id" if "reference_id" in found.column_names else "query_id"
+    if found[key].to_pylist() != [image.id for image in images]:
+        yield Problem(name, "", "does not list the packed images in this order")
+        return
+    for image, sha256 in zip(images, found["sha256"].to_pylist(), strict=True):
+        if sha256 != image.sha256:
+            yield Problem(name, image.id, "has another sha256 than the packed image's row")
+
+
+def _check_pairs(name: str, pairs: pa.Table, queries: list[_Image], references: list[_Image]) -> Iterator[Problem]:
+    for kind, images in (("query", queries), ("reference", references)):
         named = pairs[f"{kind}_id"].to_pylist()
-        for row, item in zip(rows.tolist(), named, strict=True):
-            if not 0 <= row < len(ids) or ids[row] != item:
-                yield Problem(name, item, f"{kind}_row {row} is not this {kind}'s row")
-    positives = pairs.filter(pc.equal(pairs["relation"], "positive"))["query_id"].value_counts()
-    for count in positives.to_pylist():
-        if count["counts"] != 1:
-            yield Problem(name, count["values"], f"has {count['counts']} positives")
+        for row, item in zip(pairs[f"{kind}_row"].to_pylist(), named, strict=True):
+            if row is None or not 0 <= row < len(images) or images[row].id != item:
+                yield Problem(name, item or "", f"{kind}_row {row} is not this {kind}'s row")
+    positives = Counter(pairs.filter(pc.equal(pairs["relation"], "positive"))["query_id"].to_pylist())
+    for item in dict.fromkeys(pairs["query_id"].to_pylist()):
+        if positives[item] != 1:
+            yield Problem(name, item or "", f"has {positives[item]} positives")
 
 
-def _check_distance_map(name: str, found: pa.Table, queries: list[str], references: list[str]) -> Iterator[Problem]:
-    if found["id"].to_pylist() != references:
+def _check_distance_map(name: str, found: pa.Table, references: list[_Image]) -> Iterator[Problem]:
+    if found["id"].to_pylist() != [image.id for image in references]:
         yield Problem(name, "", "does not belong to these references in this order")
         return
-    lists = found["neighbor_rows"].combine_chunks()
-    rows = lists.values.to_numpy()
-    owner = np.repeat(np.arange(len(lists)), np.diff(lists.offsets.to_numpy()))
+    lists = found["neighbor_rows"]
+    if not pc.list_value_length(lists).equals(pc.list_value_length(found["distances_m"])):
+        yield Problem(name, "", "has not one distance for each neighbor")
+    rows = np.array(pc.list_flatten(lists).fill_null(_NO_ROW))
+    owner = np.array(pc.list_parent_indices(lists))
     for bad in np.flatnonzero((rows < -1) | (rows >= len(references)) | (rows == owner)).tolist():
-        yield Problem(name, references[owner[bad]], f"neighbor row {rows[bad]} is none of the other references'")
+        yield Problem(name, references[owner[bad]].id, f"neighbor row {rows[bad]} is none of the other references'")

@@ -6,25 +6,21 @@ What a build should hold is known exactly: the world that the providers show ren
 from __future__ import annotations
 
 import asyncio
-import csv
 import datetime
 import json
 import threading
 from collections import Counter
 from contextlib import contextmanager
-from urllib.parse import urlsplit
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from cvgl_data import pipeline, verification
 from cvgl_data import simulated_providers as sim
 from cvgl_data.dataset import open_dataset
-from cvgl_data.errors import FetchError, SourceStopped, TermsError
+from cvgl_data.errors import FetchError, TermsError
 from cvgl_data.fetch.rows import query_store, reference_store
-from cvgl_data.geo import distance_m
 from cvgl_data.http import Http
 from cvgl_data.images import decode
 from cvgl_data.recipe import DatasetRecipe, resolve
@@ -38,12 +34,13 @@ from cvgl_data.workspace import Workspace
 
 ZOOM = 18
 NUM_TILES = 12
-NUM_PANORAMAS = 4
+NUM_PANORAMAS = 6
 CORNER = Tile(41998, 91512, ZOOM)
 """North-west of four by three tiles, with streets in all directions."""
 
 WIDTH = 512
 OPTIONS = {"workers": 1, "panorama_width": WIDTH, "every_m": 20.0, "holes": 0.0}
+SETTINGS = Settings(**OPTIONS)
 
 IMAGERY = ("esri", "esri-live")
 PANORAMAS = ("panoramax", "mapillary", "google", "google-static")
@@ -131,7 +128,8 @@ def build(described, folder, **settings):
 
 
 def fetch_queries(described, folder, **settings):
-    settings = {"accept_terms": accepted(described), "rate_per_s": 0.0, "workers": 1, **settings}
+    terms = sorted({NEED_TERMS[described.panoramas.source]} if described.panoramas.source in NEED_TERMS else ())
+    settings = {"accept_terms": terms, "rate_per_s": 0.0, "workers": 1, **settings}
     with pipeline.start(described, folder, kinds=["panoramas"], **settings) as begun:
         counts = begun.fetch_queries()
         return counts, begun.queries().to_pylist()
@@ -146,8 +144,10 @@ def rows_of(folder):
     """Return all rows as stored, by id, references and queries."""
     workspace = Workspace(folder)
     with reference_store(workspace) as references, query_store(workspace) as queries:
-        found = [{row["reference_id"]: row for row in references.rows()}, {row["query_id"]: row for row in queries.rows()}]
-    return found
+        return [
+            {row["reference_id"]: row for row in references.rows()},
+            {row["query_id"]: row for row in queries.rows()},
+        ]
 
 
 def manifest_of(folder):
@@ -177,7 +177,7 @@ def truth(row, settings):
     return render_panorama(World(settings.seed), row["lon"], row["lat"], date=settings.day, width=WIDTH)
 
 
-def assert_faces_north(row, settings=Settings(**OPTIONS), least=12.0):
+def assert_faces_north(row, settings=SETTINGS, least=12.0):
     """The image is the world's own view north; no other heading is as near to it."""
     seen, expected = decode(row["image"]).astype(np.float32), truth(row, settings).astype(np.float32)
     assert seen.shape == expected.shape == (WIDTH // 2, WIDTH, 3)
@@ -210,8 +210,7 @@ def test_a_build(server, tmp_path, imagery, panoramas):
 
     dataset = open_dataset(folder, verify=True)
     references, queries = dataset.references.to_pylist(), dataset.queries.to_pylist()
-    settings = Settings(**OPTIONS)
-    coverage = Coverage(settings)
+    coverage = Coverage(SETTINGS)
     newest = len(coverage.releases) - 1 if imagery == "esri" else None
     for row in references:
         assert row["source"] == imagery
@@ -284,7 +283,7 @@ def test_poses_are_put_upright(quick, monkeypatch, tmp_path):
 def test_release_of_the_very_bytes(server, tmp_path):
     described = recipe("esri", "panoramax", 'imagery.options.tilemap="tile"')
     build(described, tmp_path / "out")
-    coverage = Coverage(Settings(**OPTIONS))
+    coverage = Coverage(SETTINGS)
     newest = len(coverage.releases) - 1
     for row in open_dataset(tmp_path / "out").references.to_pylist():
         holder = coverage.releases[coverage.holder(tile_of(row), newest)]
@@ -358,18 +357,23 @@ PICTURES = "esri+wayback+panoramax+mapillary-cdn+google-static+google-tiles"
 PAIRS = (("esri", "panoramax"), ("esri-live", "mapillary"), ("esri", "google"), ("esri-live", "google-static"))
 
 
+class Whole:
+    """What a build of two sources holds when nothing goes wrong."""
+
+    def __init__(self, pair, folder):
+        build(recipe(*pair), folder)
+        self.data = data(folder)
+        references, queries = rows_of(folder)
+        self.pano_ids = sorted(queries)
+        self.images = {row["sha256"] for rows in (references, queries) for row in rows.values()}
+
+
 @pytest.fixture(scope="session")
-def without_faults(shared_server, tmp_path_factory):
-    """Data of the pairs of sources as they are when nothing goes wrong."""
+def whole(shared_server, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         pointed(shared_server, patch)
         patch.setenv("CVGL_STATE_DIR", str(tmp_path_factory.mktemp("state")))
-        found = {}
-        for pair in PAIRS:
-            folder = tmp_path_factory.mktemp("-".join(pair)) / "out"
-            build(recipe(*pair), folder)
-            found[pair] = (data(folder), {row["sha256"] for rows in rows_of(folder) for row in rows.values()})
-        return found
+        return {pair: Whole(pair, tmp_path_factory.mktemp("-".join(pair)) / "out") for pair in PAIRS}
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)
@@ -382,14 +386,14 @@ def without_faults(shared_server, tmp_path_factory):
     ],
     ids=lambda faults: "+".join(faults),
 )
-def test_passing_faults_leave_no_trace(without_faults, quick, monkeypatch, tmp_path, pair, faults):
+def test_passing_faults_leave_no_trace(whole, quick, monkeypatch, tmp_path, pair, faults):
     if "html" in faults and "google" in "".join(pair):
         pytest.skip("a page in the place of Google's JSON is the error of its row, see below")
     with serving(faults=Faults(**faults)) as served:
         pointed(served, monkeypatch)
         report = build(recipe(*pair), tmp_path / "out")
         assert report.num_failed == 0
-        assert data(tmp_path / "out") == without_faults[pair][0]
+        assert data(tmp_path / "out") == whole[pair].data
         assert verification.verify(tmp_path / "out", decode=True) == []
         met = Counter(request.fault for request in served.log if request.fault)
         assert met.total() >= 2
@@ -398,14 +402,12 @@ def test_passing_faults_leave_no_trace(without_faults, quick, monkeypatch, tmp_p
             assert met["expired"] >= 1
 
 
-@pytest.mark.parametrize(
-    ("pair", "share"), zip(PAIRS, (0.4, 0.4, 0.06, 0.04), strict=True), ids=lambda value: "-".join(value) * 0
-)
-def test_a_host_is_left_alone_for_as_long_as_it_asks(without_faults, quick, monkeypatch, tmp_path, pair, share):
+@pytest.mark.parametrize(("pair", "share"), list(zip(PAIRS, (0.4, 0.4, 0.04, 0.03), strict=True)))
+def test_a_host_is_left_alone_for_as_long_as_it_asks(whole, quick, monkeypatch, tmp_path, pair, share):
     with serving(faults=Faults(rate_limited=share, only=PICTURES)) as served:
         pointed(served, monkeypatch)
         build(recipe(*pair), tmp_path / "out")
-        assert data(tmp_path / "out") == without_faults[pair][0]
+        assert data(tmp_path / "out") == whole[pair].data
         limited = [request for request in served.log if request.status == 429]
         assert limited
         for refused in limited:
@@ -415,14 +417,102 @@ def test_a_host_is_left_alone_for_as_long_as_it_asks(without_faults, quick, monk
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)
-def test_what_fails_for_now_is_asked_for_by_the_next_run(without_faults, quick, monkeypatch, tmp_path, pair):
-    """Here nothing is tried twice, so that each fault ends a row, and the next run meets it no more."""
+def test_what_fails_for_now_is_asked_for_by_the_next_run(whole, quick, monkeypatch, tmp_path, pair):
+    """Here no run tries twice: each fault ends a row, and the next run, which asks again, meets it no more."""
     monkeypatch.setitem(Http.__init__.__kwdefaults__, "max_tries", 1)
-    faults = Faults(
-        rate_limited=0.08, unavailable=0.1, truncated=0.1, stall=0.1, stall_s=0.05, retry_after_s=0, only=PICTURES
-    )
-    transient = {"rate_limited", "server_error", "truncated", "connection"}
+    share = 0.02 if "google" in pair[1] else 0.2
+    faults = {"rate_limited": share, "unavailable": share, "truncated": share, "stall": share}
     folder, described = tmp_path / "out", recipe(*pair)
-    with serving(faults=faults, seed=SEED_OF_FAULTS) as served:
+    with serving(faults=Faults(**faults, stall_s=0.05, retry_after_s=0)) as served:
         pointed(served, monkeypatch)
-        pass
+        classes = set()
+        for _ in range(12):
+            before = rows_of(folder) if (folder / ".cvgl").exists() else [{}, {}]
+            number = len(served.log)
+            try:
+                report = build(described, folder)
+            except FetchError as error:
+                assert error.outcome.is_transient
+                continue
+            finally:
+                if (folder / ".cvgl").exists():
+                    after = rows_of(folder)
+                    for old, new in zip(before, after, strict=True):
+                        kept = [name for name, row in old.items() if row["status"] == "ok"]
+                        assert all(new[name] == old[name] for name in kept)
+                        classes |= {row["status"] for row in new.values()}
+                    there = {str(tile_of(row)) for row in before[0].values() if row["status"] == "ok"}
+                    tiles = [request.path for request in images(asked(since(served, number), "esri", "wayback"))]
+                    assert not [path for path in tiles if there & {f"{z}/{x}/{y}" for z, y, x in [place(path)]}]
+            if report.num_failed == 0:
+                break
+        assert data(folder) == whole[pair].data
+        assert classes >= {"ok", "server_error"}
+        assert classes <= {"ok", "server_error", "truncated", "connection", "rate_limited"}
+
+
+def place(path):
+    """Return zoom, row and column of a tile's address."""
+    return path.partition("?")[0].split("/")[-3:]
+
+
+CLASSES = {"ok", "no_imagery", "not_found", "wrong_size", "wrong_type", "decode_error", "server_error"}
+
+
+@pytest.mark.parametrize(("pair", "share"), list(zip(PAIRS, (0.18, 0.18, 0.012, 0.03), strict=True)))
+def test_what_fails_for_good_is_a_row_and_never_an_image(whole, quick, monkeypatch, tmp_path, pair, share):
+    faults = Faults(not_found=share, placeholder=share, wrong_size=share, error_in_200=share, only=PICTURES)
+    listed = tmp_path / "ids.txt"
+    listed.write_text("\n".join(whole[pair].pano_ids), encoding="utf-8")
+    folder, described = tmp_path / "out", recipe(*pair, f'panoramas.pano_ids="{listed}"')
+    with serving(faults=faults) as served:
+        pointed(served, monkeypatch)
+        build(described, folder)
+        assert verification.verify(folder, decode=True) == []
+        references, queries = rows_of(folder)
+        assert len(references) == NUM_TILES
+        assert sorted(queries) == whole[pair].pano_ids
+        rows = [*references.values(), *queries.values()]
+        statuses = Counter(row["status"] for row in rows)
+        print(pair, statuses, Counter(r.fault for r in served.log))
+        assert set(statuses) <= CLASSES
+        assert {row["sha256"] for row in rows if row["status"] == "ok"} <= whole[pair].images
+        assert sim.PLACEHOLDER_SHA256 not in {row["sha256"] for row in rows}
+        assert all(row["error"] and row["image"] is None for row in rows if row["status"] != "ok")
+        failures = pq.read_table(folder / "data" / "failures").to_pylist()
+        assert sorted((row["id"], row["status"]) for row in failures) == sorted(
+            (row.get("reference_id") or row["query_id"], row["status"]) for row in rows if row["status"] != "ok"
+        )
+
+        number, first = len(served.log), data(folder)
+        build(described, folder)
+        again = since(served, number)
+        transient = {str(tile_of(row)) for row in references.values() if row["status"] == "server_error"}
+        tiles = {"{0}/{2}/{1}".format(*place(request.path)) for request in images(asked(again, "esri", "wayback"))}
+        assert tiles == transient
+        if "server_error" not in {row["status"] for row in queries.values()}:
+            assert not asked(again, "panoramax", "mapillary-graph", "mapillary-cdn", "google-tiles", "google-static")
+        assert data(folder) == first
+
+        number = len(served.log)
+        build(described, folder, retry_failed=True)
+        failed = {str(tile_of(row)) for row in references.values() if row["status"] != "ok"}
+        tiles = images(asked(since(served, number), "esri", "wayback"))
+        assert {"{0}/{2}/{1}".format(*place(request.path)) for request in tiles} == failed
+        if any(row["status"] != "ok" for row in queries.values()):
+            assert not {r.provider for r in since(served, number)} <= {"esri", "wayback", "metadata", "wayback-config"}
+
+
+@pytest.mark.parametrize("panoramas", ["google", "google-static"])
+def test_a_page_in_the_place_of_json_is_the_error_of_its_row(whole, quick, monkeypatch, tmp_path, panoramas):
+    pano_ids = next(found.pano_ids for pair, found in whole.items() if pair[1] == panoramas)
+    listed = tmp_path / "ids.txt"
+    listed.write_text("\n".join(pano_ids), encoding="utf-8")
+    described = recipe("esri", panoramas, f'panoramas.pano_ids="{listed}"')
+    with serving(faults=Faults(html=0.5)) as served:
+        pointed(served, monkeypatch)
+        counts, _ = fetch_queries(described, tmp_path / "out")
+        assert sum(counts.values()) == len(pano_ids)
+        assert set(counts) == {"ok", "decode_error"}
+        counts, _ = fetch_queries(described, tmp_path / "out", retry_failed=True)
+        assert counts == {"ok": len(pano_ids)}

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import sys
 from pathlib import Path
 from typing import NoReturn
-from urllib.parse import quote, quote_plus, urlsplit
+from urllib.parse import quote, quote_plus, unquote, urlsplit
 
 from cvgl_data.errors import RecipeError
 
 _known: set[str] = set()
+
+_PASSWORD = re.compile(r"://[^/:]*:([^/]+)@")
 
 
 class Secret:
@@ -22,7 +25,7 @@ class Secret:
     def __init__(self, name: str, value: str) -> None:
         self.name = name
         self._value = value
-        _known.update({value, quote(value, safe=""), quote_plus(value)})
+        _remember(value)
 
     def reveal(self) -> str:
         """Return the key itself, for a request and nothing else."""
@@ -43,11 +46,13 @@ def secret(name: str) -> Secret | None:
     """Return the key in an environment variable, or in the file that ``<name>_FILE`` names; ``None`` without either.
 
     Raises:
-        RecipeError: If the file cannot be read, or others can read it too.
+        RecipeError: If the file cannot be read, or others can read it too, or what it holds cannot be a key.
     """
     value = os.environ.get(name, "").strip()
     if not value and (path := os.environ.get(f"{name}_FILE", "")):
         value = _read_private(f"{name}_FILE", Path(path).expanduser())
+    if not value.isprintable():  # whoever sent it would fail, and say so together with the key
+        raise RecipeError(f"{name} holds a line break or another control character; a key is one word")
     return Secret(name, value) if value else None
 
 
@@ -84,14 +89,25 @@ def base_url(name: str, default: str) -> str:
         RecipeError: If the variable is no http address.
     """
     url = os.environ.get(name, "").strip() or default
+    if password := _PASSWORD.search(url):
+        _remember(unquote(password[1]))
+        _remember(password[1])
+    path, *rest = re.split("[?#]", url, maxsplit=1)
     try:
-        parts = urlsplit(url)
-        is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        parts = urlsplit(path)
+        is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and not rest
     except ValueError:  # half an IPv6 address, or no port
         is_address = False
     if not is_address:
-        raise RecipeError(f"{name} is '{mask(url)}'; it must begin with http:// or https:// and a host")
+        # Without what follows the path, which often is a key.
+        shown = mask(path) + "?..." * len(rest)
+        raise RecipeError(f"{name} is '{shown}'; it must begin with http:// or https:// and a host, and have no ? or #")
     return url.rstrip("/")
+
+
+def _remember(value: str) -> None:
+    """Let `mask` blank out a text, also as it stands in URLs."""
+    _known.update({value, quote(value, safe=""), quote_plus(value)})
 
 
 def _read_private(variable: str, path: Path) -> str:
@@ -99,7 +115,7 @@ def _read_private(variable: str, path: Path) -> str:
         mode = path.stat().st_mode
         if sys.platform != "win32" and mode & (stat.S_IRWXG | stat.S_IRWXO):
             raise RecipeError(f"the key file '{path}' ({variable}) can be read by others; run: chmod 600 '{path}'")
-        return path.read_text(encoding="utf-8").strip()
+        return path.read_text(encoding="utf-8-sig").strip()
     except OSError as error:
         raise RecipeError(f"the key file '{path}' ({variable}) cannot be read ({error.strerror or error})") from None
     except UnicodeDecodeError:  # whose message would show a part of it

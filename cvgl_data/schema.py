@@ -72,6 +72,7 @@ QUERIES = _table(
         ("pose_source", pa.string()),  # what the pose was derived from, in the source's words
         ("resampled", pa.bool_()),  # whether the image was rendered anew; otherwise its bytes are those received
         ("captured", pa.string()),
+        ("sequence", pa.string()),  # drive or walk that it belongs to, in the source's words
         ("area", pa.string()),
         ("source", pa.string()),
         ("licence", pa.string()),
@@ -110,6 +111,18 @@ DISTANCE_MAP = _table(
         ("id", pa.string()),
         ("neighbor_rows", pa.list_(pa.int32())),
         ("distances_m", pa.list_(pa.float32())),
+    ],
+)
+
+QUALITY = _table(
+    "quality",
+    [
+        ("id", pa.string()),
+        ("kind", pa.string()),  # reference | query
+        ("area", pa.string()),
+        ("keep", pa.bool_()),  # whether the image stays in the dataset
+        ("reason", pa.string()),  # checks that it failed, comma-separated, in the order of the columns; "" for none
+        # what was measured and one flag for each check follow; see cvgl_data.quality
     ],
 )
 

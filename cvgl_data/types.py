@@ -212,6 +212,8 @@ class Panorama:
     captured: str = ""
     licence: str = ""
     creator: str = ""
+    sequence: str = ""
+    """The drive or walk it was taken on, in the source's words; its images in order of time give a course."""
     pose_source: str = ""
     """Where heading, pitch and roll come from, in the source's words (``computed_rotation``, ``compass_angle``)."""
     upright: bool | None = None

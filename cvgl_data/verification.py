@@ -14,11 +14,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cvgl_data import schema
-from cvgl_data.errors import FetchError, SchemaError
+from cvgl_data import image_index, schema
+from cvgl_data.errors import DatasetError, FetchError, SchemaError
 from cvgl_data.images import decode as decode_image
 from cvgl_data.images import image_size
-from cvgl_data.readers.packed import file_problem, read_manifest
+from cvgl_data.readers.packed import file_problem, index_path, read_manifest
 from cvgl_data.types import Progress, Silent
 
 _IDS = {"references": "reference_id", "queries": "query_id"}
@@ -96,6 +96,10 @@ def verify(folder: Path, *, decode: bool = False, progress: Progress | None = No
                 )
             except (OSError, pa.ArrowException, SchemaError) as error:
                 problems.append(Problem(name, "", f"cannot be read ({error})"))
+    for table in packed:
+        for name in (name for name in shards[table] if name not in damaged):
+            problems += _check_index(folder, name)
+    problems += _check_splits(shards["queries"], packed["queries"])
     if damaged:  # rows cannot be told right from wrong against files that are damaged themselves
         return problems
     for table, by_split in packed.items():
@@ -169,6 +173,29 @@ def _image_problems(row: dict[str, Any], table: str, decode: bool) -> Iterator[s
     lon, lat = row["lon"], row["lat"]
     if lon is None or lat is None or not (abs(lon) <= 180.0 and abs(lat) <= 90.0):  # NaN is not within, either
         yield f"the position {lon}, {lat} is nowhere"
+
+
+def _check_index(folder: Path, name: str) -> Iterator[Problem]:
+    """Check the index beside a shard, by which images are read at random; it may be missing."""
+    path = index_path(folder / name)
+    if not path.is_file():
+        return
+    try:
+        is_right = np.array_equal(np.load(path, allow_pickle=False), image_index.build(folder / name))
+    except (OSError, ValueError, EOFError, IndexError, DatasetError, pa.ArrowException):
+        is_right = False
+    if not is_right:
+        yield Problem(path.relative_to(folder).as_posix(), "", "does not lead to the images of its shard")
+
+
+def _check_splits(shards: list[str], by_split: dict[str, list[_Image]]) -> Iterator[Problem]:
+    """Check that no query is in two splits: what a model is tested on would be what it was trained on."""
+    first: dict[str, str] = {}
+    for split, images in by_split.items():
+        name = next(name for name in shards if _split(name) == split)
+        for image in images:
+            if first.setdefault(image.id, split) != split:
+                yield Problem(name, image.id, f"is in the split '{first[image.id]}' as well")
 
 
 def _check_meta(name: str, found: pa.Table, images: list[_Image]) -> Iterator[Problem]:

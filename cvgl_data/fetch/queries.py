@@ -207,6 +207,7 @@ def _row(pano_id: str, panorama: Panorama, north_width: int | None, verify: str)
         "resampled": is_resampled,
         "captured": panorama.captured,
         "creator": panorama.creator,
+        "sequence": panorama.sequence,
         "robots": panorama.robots,
         "etag": panorama.etag,
         "last_modified": panorama.last_modified,

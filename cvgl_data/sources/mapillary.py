@@ -180,6 +180,7 @@ def panorama_of(entity: Entity, image: bytes, **validators: Any) -> Panorama:
         captured=captured_of(entity.captured_at, entity.id),
         licence=MapillaryPanoramas.licence,
         creator=(entity.creator.username or "") if entity.creator else "",
+        sequence=entity.sequence or "",
         pose_source=pose_source,
         **validators,
     )

@@ -30,7 +30,7 @@ ENTITIES = Quota("mapillary-entities", per_minute=60_000)
 
 FIELDS = (
     "id,captured_at,is_pano,camera_type,computed_rotation,computed_compass_angle,compass_angle,"
-    "computed_geometry,geometry,creator,width"
+    "computed_geometry,geometry,creator,sequence,width"
 )
 ANSWERS = frozenset(range(400, 500)) - {402, 407, 408, 425, 429}
 """Statuses whose body tells what is wrong; the client deals with the rest."""
@@ -130,6 +130,7 @@ class Entity(answers.Model):
     computed_geometry: answers.Point | None = None
     geometry: answers.Point | None = None
     creator: _Creator | None = None
+    sequence: answers.Text | None = None
     width: answers.Number | None = None
 
     def thumb(self, field: str) -> str:

@@ -56,6 +56,7 @@ class _Feature(answers.Model):
     """What is known of one picture, a STAC item."""
 
     id: answers.Text
+    collection: answers.Text | None = None
     geometry: answers.Point
     properties: _Properties
     assets: _Assets | None = None
@@ -118,6 +119,7 @@ class Item:
             captured=self._captured,
             licence=properties.licence or "",
             creator=next((name for name in names if name), ""),
+            sequence=self._feature.collection or "",
             pose_source="" if properties.azimuth is None else "view:azimuth",
             **validators,
         )

@@ -116,19 +116,20 @@ def print_json(value: Any) -> None:
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     """Print a table on stdout, columns of numbers to the right; cut to the width of a terminal, whole in a pipe."""
-    drawn = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    drawn = Table(box=SIMPLE_HEAD, pad_edge=False)
     for index, column in enumerate(columns):
         is_number = bool(rows) and rows[0][index][:1].isdigit()
         drawn.add_column(column, justify="right" if is_number else "left", no_wrap=True, overflow="ellipsis")
     for row in rows:
         drawn.add_row(*(Text(cell) for cell in row))
     console = out_console if out_console.is_terminal else Console(width=500)
+    console.print(Text(title, style="bold"))  # one of the table's own would wrap at a narrow table's width
     console.print(drawn)
 
 
 def note(message: str) -> None:
     """Print one line for the person at the terminal, on stderr."""
-    err_console.print(message, markup=False, highlight=False)
+    err_console.print(message, markup=False, highlight=False, soft_wrap=not err_console.is_terminal)
 
 
 def run(app: Callable[[], Any], after_interrupt: str) -> None:

@@ -33,7 +33,7 @@ def print_plan(recipe: DatasetRecipe, plan: Plan) -> None:
     table("Cost", columns, [_row(cost) for cost in plan.costs])
     for cost in plan.costs:
         for host, count in cost.requests.items():
-            note(f"{cost.source}: {count:,} requests to {host}")
+            note(f"{cost.source}: {count:,} request{'s' if count > 1 else ''} to {host}")
         if cost.note:
             note(f"{cost.source}: {cost.note}")
         if cost.items is None:
@@ -47,7 +47,7 @@ def _row(cost: SourceCost) -> list[str]:
         cost.source,
         f"at most {number}" if cost.is_bound else number,
         f"{sum(cost.requests.values()):,}",
-        f"{cost.bytes / 1e6:,.0f}",
+        f"{cost.bytes / 1e6:,.{0 if cost.bytes >= 1e7 else 1}f}",
         str(datetime.timedelta(seconds=round(cost.seconds))),
         f"{cost.usd:,.2f}",
         f"{cost.days:,}",

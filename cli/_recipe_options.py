@@ -81,7 +81,7 @@ def dataset_recipe(
     seed: Annotated[int | None, typer.Option(help="Seed of every random choice.", show_default="0")] = None,
     limit: Annotated[
         int | None,
-        typer.Option(help="Only the first N references and N panoramas per area.", show_default=False),
+        typer.Option(help="Only N references in the middle of each area and N panoramas there.", show_default=False),
     ] = None,
     overrides: Overrides = None,
 ) -> DatasetRecipe:

@@ -38,7 +38,7 @@ def serve(
 ) -> None:
     """Answer like Esri, Panoramax, Mapillary and Google until Ctrl-C; prints the variables that point cvgl here.
 
-    In another shell: eval "$(cat lines)" with the printed lines, then any `cvgl-data build` works without network.
+    In one shell: cvgl-data simulate serve > variables. In another: . ./variables, and `cvgl-data build` works offline.
     """
     from cvgl_data.simulated_providers import Faults, SimulatedProviders
     from cvgl_data.simulated_providers import serve as serve_forever

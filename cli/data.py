@@ -271,7 +271,7 @@ def _finish(folder: Path, report: Report, json: bool) -> None:
 
 def _exit_if_failed(num_failed: int) -> None:
     if num_failed:
-        note(f"{num_failed} items failed; the same command asks again for those that may heal")
+        note(f"{num_failed} items failed; the same command asks again for those that may heal, --retry-failed for all")
         raise typer.Exit(PARTIAL)
 
 

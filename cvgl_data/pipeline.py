@@ -7,6 +7,7 @@ earlier ones left in the workspace and leaves one thing itself, so a build that 
 from __future__ import annotations
 
 import asyncio
+import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
@@ -19,8 +20,9 @@ from cvgl_data.dataset import open_dataset
 from cvgl_data.errors import WorkspaceError
 from cvgl_data.fetch.repeats import repeated
 from cvgl_data.http import Http
-from cvgl_data.planning import check
-from cvgl_data.recipe import DatasetRecipe, SourceRecipe, resolve, to_tables
+from cvgl_data.planning import check, windows_by_area
+from cvgl_data.readers.packed import read_manifest
+from cvgl_data.recipe import DatasetRecipe, ImageryRecipe, SourceRecipe, resolve, to_tables
 from cvgl_data.running import run
 from cvgl_data.sources import open_imagery, open_panoramas
 from cvgl_data.steps import Build
@@ -69,11 +71,43 @@ def build(recipe: DatasetRecipe, out: Path, **settings: Any) -> Report:
     """
     with start(recipe, out, **settings) as begun:
         outcomes = {"references": begun.fetch_references(), "queries": begun.fetch_queries()}
-        pairs = begun.pair()
-        begun.distance_map()
-        counts = begun.split()
-        manifest = begun.pack()
-        constant = len(repeated(begun.references()))
+        return _finish(begun, outcomes, begun.split)
+
+
+def reimage(folder: Path, out: Path, imagery: ImageryRecipe, **settings: Any) -> Report:
+    """Build a dataset again with references of another source, and all else the same.
+
+    With map tiles this is street-to-map retrieval, with imagery of another year cross-temporal retrieval on the
+    overhead side. Windows, queries and splits are those of the packed dataset; a query that no reference covers any
+    more, since the source has no tile there, is left out (``no_reference``).
+
+    Args:
+        folder: A packed dataset.
+        out: Folder of the new one.
+        imagery: Where its references come from.
+        settings: As for `start`.
+
+    Raises:
+        CvglError: Whatever went wrong, named; what was fetched is kept.
+        KeyboardInterrupt: As for `build`.
+    """
+    dataset = open_dataset(folder)
+    recipe = replace(
+        resolve(DatasetRecipe, tomllib.loads((folder / "recipe.toml").read_text("utf-8"))), imagery=imagery
+    )
+    with start(recipe, out, kinds=["imagery"], **settings) as begun:
+        outcomes = {"references": begun.fetch_references(windows_by_area(dataset.references))}
+        outcomes["queries"] = begun.take_queries(dataset, read_manifest(folder)["sources"])
+        return _finish(begun, outcomes, partial(begun.keep_splits, dataset))
+
+
+def _finish(begun: Build, outcomes: dict[str, dict[str, int]], split: Callable[[], dict[str, int]]) -> Report:
+    """Do what follows once everything has been fetched."""
+    pairs = begun.pair()
+    begun.distance_map()
+    counts = split()
+    manifest = begun.pack()
+    constant = len(repeated(begun.references()))
     covered = len(set(pairs["query_id"].to_pylist()))
     return Report(
         outcomes=outcomes,
@@ -113,6 +147,7 @@ def start(
         settings: See `Build`.
 
     Raises:
+        RecipeError: If a source has no key that it cannot do without.
         TermsError: If a source's terms have not been accepted.
     """
     check(recipe)
@@ -120,6 +155,9 @@ def start(
     http_settings = {"rate_per_s": rate_per_s, "connections": connections}
     with _sources(recipe) as sources:
         found = [sources[kind].terms for kind in kinds if getattr(sources[kind], "terms", None)]
+        for kind in kinds:
+            if hasattr(sources[kind], "check_access"):  # rather than after hours of fetching the other kind
+                sources[kind].check_access()
         record = terms.check(found, accept_terms, terms.read(workspace.state))
         saved = {} if overwrite else workspace.recipe_tables() or {}
         recipe = _pinned(recipe, sources, saved, http_settings)
@@ -129,16 +167,21 @@ def start(
 
 
 @contextmanager
-def resume(out: Path, **settings: Any) -> Iterator[Build]:
+def resume(out: Path, overrides: Sequence[str] = (), **settings: Any) -> Iterator[Build]:
     """Open the workspace that a folder holds and yield its build.
 
+    Args:
+        out: Folder of the dataset.
+        overrides: ``key.path=value`` for tables of the recipe that decide nothing about what is fetched; saved with it.
+        settings: See `Build`.
+
     Raises:
-        WorkspaceError: If the folder holds none.
+        WorkspaceError: If the folder holds none, or an override changes what is fetched.
     """
     tables = Workspace(out).recipe_tables()
     if tables is None:
         raise WorkspaceError(f"'{out}' holds no build (no .cvgl folder); `cvgl-data build --out {out}` makes one")
-    recipe = resolve(DatasetRecipe, tables)
+    recipe = resolve(DatasetRecipe, tables, overrides)
     # Not checked again: the steps after fetching need neither the sources nor the files they were given.
     with Workspace(out).open(to_tables(recipe)) as workspace:
         yield Build(recipe, workspace, **settings)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from cvgl_data import splits
 from cvgl_data.aoi import AreaOfInterest
 from cvgl_data.costs import SourceCost, estimate
 from cvgl_data.errors import RecipeError
 from cvgl_data.fetch import Discovered, discover_queries
-from cvgl_data.geo import MAX_LAT_DEG
-from cvgl_data.grid import TileGrid, Windows
+from cvgl_data.geo import MAX_LAT_DEG, lonlat_from_pixel
+from cvgl_data.grid import TileGrid, Windows, world_px
 from cvgl_data.http import Http
 from cvgl_data.recipe import AreaRecipe, DatasetRecipe
 from cvgl_data.running import run
@@ -76,7 +79,7 @@ def plan(recipe: DatasetRecipe, *, rate_per_s: float = 10.0, discover: bool = Fa
         # Without an area nothing bounds the listing, and counting its tiles would take as long as fetching them.
         if recipe.areas and not recipe.panoramas.pano_ids and hasattr(panoramas, "discovery"):
             for area in found:
-                listing.update(panoramas.discovery(area))
+                listing.update(panoramas.discovery(_searched(recipe, area)))
         costs = [
             estimate("imagery", imagery, num_tiles, rate_per_s=rate_per_s),
             estimate("panoramas", panoramas, number, is_bound=is_bound, discovery=listing, rate_per_s=rate_per_s),
@@ -99,7 +102,7 @@ async def discover(
     for index, area in enumerate(found):
         there = await discover_queries(
             source,
-            area,
+            _searched(recipe, area),
             http,
             spacing_m=recipe.panoramas.spacing_m,
             limit=most_panoramas(recipe, index),
@@ -127,7 +130,7 @@ def _num_panoramas(
         async def count(http: Http, cancel: asyncio.Event) -> int:
             return sum(len(there.pano_ids) for there in await discover(recipe, found, source, http))
 
-        return run(count, rate_per_s=rate_per_s), False
+        return run(count, late_s=0.0, rate_per_s=rate_per_s), False
     bounds = [most_panoramas(recipe, index) for index in range(len(found))]
     return (sum(bounds), True) if all(bounds) else (None, False)
 
@@ -200,10 +203,32 @@ def windows_of(recipe: DatasetRecipe, area: AreaOfInterest, imagery: ImagerySour
         if listed is None:
             raise RecipeError("the recipe has no area; pass --city, --bbox or --area-file, or set 'areas'")
         windows = listed()
-    return windows[: recipe.limit] if recipe.limit else windows
+    return _middle(windows, recipe.limit) if recipe.limit else windows
 
 
-def without_repeats(work: list[tuple[str, Windows]]) -> list[tuple[str, Windows]]:
+def _middle(windows: Windows, limit: int) -> Windows:
+    """Return the windows nearest to the middle of all, in their order: a patch that queries may lie in, no strip."""
+    half = windows.size / 2
+    away = np.hypot(windows.x + half - np.mean(windows.x + half), windows.y + half - np.mean(windows.y + half))
+    return windows[np.sort(np.argsort(away, kind="stable")[:limit])]
+
+
+def _searched(recipe: DatasetRecipe, area: AreaOfInterest) -> AreaOfInterest:
+    """Return where to look for panoramas: the whole area, or with a limit the box of the windows that it leaves."""
+    if not (recipe.limit and recipe.areas):
+        return area
+    grid = recipe.grid
+    windows = _middle(TileGrid(grid.zoom, grid.size, grid.overlap).cover(area), recipe.limit)
+    west, north, east, south = (
+        int(edge) for edge in (*windows.bounds_px()[:, :2].min(0), *windows.bounds_px()[:, 2:].max(0))
+    )
+    if west < 0 or east > world_px(grid.zoom):
+        return area
+    lon, lat = lonlat_from_pixel(np.array([west, east]), np.array([south, north]), grid.zoom)
+    return area.clip(BBox(float(lon[0]), float(lat[0]), float(lon[1]), float(lat[1])))
+
+
+def without_repeats(work: Sequence[tuple[str, Windows]]) -> list[tuple[str, Windows]]:
     """Return named windows of areas, each area without the windows that an earlier one has."""
     seen: set[int] = set()
     unique = []
@@ -213,3 +238,16 @@ def without_repeats(work: list[tuple[str, Windows]]) -> list[tuple[str, Windows]
         seen.update(places.tolist())
         unique.append((name, windows[fresh]))
     return unique
+
+
+def windows_by_area(references: pa.Table) -> list[tuple[str, Windows]]:
+    """Return the windows of a dataset's references, columns ``area``, ``x``, ``y``, ``size``, ``zoom``, by area."""
+    keys = references.select(["area", "size", "zoom"]).group_by(["area", "size", "zoom"]).aggregate([])
+    found = []
+    for key in keys.sort_by([(name, "ascending") for name in keys.column_names]).to_pylist():
+        rows = references
+        for name, value in key.items():
+            rows = rows.filter(pc.equal(rows[name], value))
+        x, y = (rows[name].to_numpy().astype(np.int64) for name in ("x", "y"))
+        found.append((key["area"], Windows(x, y, key["size"], key["zoom"])))
+    return found

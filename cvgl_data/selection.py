@@ -63,7 +63,8 @@ def read_pano_ids(path: str | Path) -> list[str]:
     """Return the panorama ids in a file, in its order, each once.
 
     Args:
-        path: ``.csv`` or ``.parquet`` with a column ``pano_id``, or any other text file with one id per line.
+        path: ``.csv`` or ``.parquet`` with a column ``pano_id``, or any other text file with one id per line and
+            comments after ``#``.
 
     Raises:
         RecipeError: If the file is missing, damaged or without ids.
@@ -78,7 +79,8 @@ def read_pano_ids(path: str | Path) -> list[str]:
             with path.open(encoding="utf-8-sig", newline="") as lines:
                 found = [row["pano_id"] for row in csv.DictReader(lines)]
         else:
-            found = path.read_text(encoding="utf-8-sig").splitlines()
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+            found = [line for line in lines if not line.lstrip().startswith("#")]
     except FileNotFoundError:
         raise RecipeError(f"there is no file of panorama ids '{path}'") from None
     except (KeyError, pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,17 +12,19 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from cvgl_data import fetch, neighbors, pairing, shards, splits, terms
+from cvgl_data.contents import CREDIT, Contents
+from cvgl_data.curation import curate
+from cvgl_data.dataset import CrossViewDataset
 from cvgl_data.errors import FetchError
 from cvgl_data.fetch.repeats import flagged, repeated
+from cvgl_data.grid import Windows
 from cvgl_data.http import Http
 from cvgl_data.planning import areas, discover, most_panoramas, windows_of, without_repeats
 from cvgl_data.readers.packed import MANIFEST
 from cvgl_data.recipe import DatasetRecipe
 from cvgl_data.running import run
-from cvgl_data.schema import FAILURES
 from cvgl_data.selection import choose_ids, read_pano_ids
 from cvgl_data.sources import open_imagery, open_panoramas
-from cvgl_data.store import Store
 from cvgl_data.types import ImagerySource, Outcome, PanoramaSource, Progress, Silent
 from cvgl_data.workspace import Workspace
 
@@ -57,6 +59,7 @@ class Build:
     ) -> None:
         self.recipe = recipe
         self.workspace = workspace
+        self.contents = Contents(workspace)
         self.workers = workers
         self.http_settings = dict(http_settings or {})
         self._engine: dict[str, Any] = {
@@ -67,10 +70,13 @@ class Build:
         }
         self.progress: Progress = progress or Silent()
 
-    def fetch_references(self) -> dict[str, int]:
-        """Fetch every window of the recipe that is not there yet; returns how many ended how.
+    def fetch_references(self, work: Sequence[tuple[str, Windows]] | None = None) -> dict[str, int]:
+        """Fetch every window that is not there yet; returns how many ended how.
 
         A window of two areas belongs to the first.
+
+        Args:
+            work: Windows by name of their area; default: what the recipe asks for.
 
         Raises:
             FetchError: If not a single one could be had.
@@ -78,7 +84,9 @@ class Build:
         recipe = self.recipe.imagery
         imagery = open_imagery(recipe.source, recipe.options, workers=self.workers)
         with closing(imagery):
-            work = without_repeats([(area.name, windows_of(self.recipe, area, imagery)) for area in areas(self.recipe)])
+            if work is None:
+                work = [(area.name, windows_of(self.recipe, area, imagery)) for area in areas(self.recipe)]
+            work = without_repeats(work)
             self.progress.stage("references", sum(len(windows) for _, windows in work))
 
             async def fetch_all(http: Http, cancel: asyncio.Event) -> Counter[Outcome]:
@@ -137,6 +145,61 @@ class Build:
             self._select("queries", chosen, panoramas)
         return _counted("queries", recipe.source, counts)
 
+    def take_queries(self, dataset: CrossViewDataset, sources: Sequence[Mapping[str, str]]) -> dict[str, int]:
+        """Take the queries over from a packed dataset in place of fetching them; returns how many."""
+        ids = dataset.queries["query_id"].to_pylist()
+        self.progress.stage("queries", len(ids))
+        with fetch.query_store(self.workspace) as store:
+            for row in dataset.queries.drop_columns(["split"]).to_batches(max_chunksize=1024):
+                for query in row.to_pylist():
+                    if query["query_id"] not in store:
+                        store.append({**query, "image": dataset.images[query["query_id"]]})
+                    self.progress.advance()
+        credit = next((source for source in sources if source["kind"] == "panoramas"), {})
+        self.contents.select("queries", ids, {name: credit.get(name, "") for name in CREDIT})
+        return {Outcome.OK.value: len(ids)}
+
+    def keep_splits(self, dataset: CrossViewDataset) -> dict[str, int]:
+        """Assign the queries taken over to the splits that they had; returns how many went where."""
+        covered = set(self.workspace.read_table("pairs")["query_id"].to_pylist())
+        was_covered = set(dataset.pairs["query_id"].to_pylist())
+        ids, kept = dataset.queries["query_id"].to_pylist(), dataset.queries["split"].to_pylist()
+        lost = [query in was_covered and query not in covered for query in ids]
+        assigned = pa.table(
+            [
+                ids,
+                ["" if gone else name for name, gone in zip(kept, lost, strict=True)],
+                [splits.NO_REFERENCE if gone else "" for gone in lost],
+            ],
+            schema=splits.SCHEMA,
+        )
+        return self._write_splits(assigned)
+
+    def quality(self) -> dict[str, dict[str, int]]:
+        """Look at every fetched image; returns kind to check to how many images fail it.
+
+        Images that fail a check of the recipe's ``quality.drop`` are in none of the later steps but the last, which
+        lists them.
+        """
+        from cvgl_data import quality
+
+        contents = self.contents
+        with contents.store("references") as references, contents.store("queries") as queries:
+            reference_ids, query_ids = contents.fetched("references", references), contents.fetched("queries", queries)
+            self.progress.stage("quality", len(reference_ids) + len(query_ids))
+            assessed = quality.assess(
+                references.batches(reference_ids),
+                queries.batches(query_ids),
+                self.recipe.quality,
+                workers=self.workers,
+                progress=self.progress,
+            )
+        counts = {}
+        for kind, table in zip(("references", "queries"), assessed, strict=True):
+            self.workspace.write_table(f"quality_{kind}", table)
+            counts[kind] = quality.count_reasons(table)
+        return counts
+
     def pair(self) -> pa.Table:
         """Pair every query with the references that cover it."""
         self.progress.stage("pairs", None)
@@ -152,52 +215,50 @@ class Build:
         return found
 
     def split(self) -> dict[str, int]:
-        """Assign the queries to splits; returns how many went where, "" for those left out."""
+        """Assign the queries to splits; returns how many went where, "" for those left out.
+
+        What the recipe's curation leaves out is in no split, with the reason beside it.
+        """
         self.progress.stage("splits", None)
-        assigned = splits.split(
-            self.queries(),
-            self.workspace.read_table("pairs"),
-            self.references(),
-            self.recipe.split,
-            self.recipe.seed,
-        )
-        self.workspace.write_table("splits", assigned)
-        return dict(sorted(Counter(assigned["split"].to_pylist()).items(), reverse=True))
+        queries, references, pairs = self.queries(), self.references(), self.workspace.read_table("pairs")
+        seed = self.recipe.seed
+        left_out = curate(queries, pairs, references, self.recipe.curation, seed)
+        assigned = splits.split(queries, pairs, references, self.recipe.split, seed, left_out)
+        return self._write_splits(assigned)
 
     def pack(self) -> Path:
         """Write the shards of everything so far; returns the manifest's path."""
-        with fetch.reference_store(self.workspace) as references, fetch.query_store(self.workspace) as queries:
+        contents, table = self.contents, self.workspace.read_table
+        with contents.store("references") as references, contents.store("queries") as queries:
             self.progress.stage("pack", None)
             shards.pack(
                 self.workspace.folder,
                 self.recipe,
                 references=flagged(
-                    references.batches(self._keys("references", references, Outcome.OK)), repeated(self.references())
+                    references.batches(contents.kept("references", references)), repeated(self.references())
                 ),
-                queries=queries.batches(self._keys("queries", queries, Outcome.OK)),
-                pairs=self.workspace.read_table("pairs"),
-                distance_map=self.workspace.read_table("distance_map"),
-                splits=self.workspace.read_table("splits"),
+                queries=queries.batches(contents.kept("queries", queries)),
+                pairs=table("pairs"),
+                distance_map=table("distance_map"),
+                splits=table("splits"),
                 failures=pa.concat_tables(
-                    [
-                        _failures(references, self._keys("references", references, *_FAILED), "reference"),
-                        _failures(queries, self._keys("queries", queries, *_FAILED), "query"),
-                    ]
+                    [contents.failures("references", references), contents.failures("queries", queries)]
                 ),
-                credits=[self._credit("references", "imagery"), self._credit("queries", "panoramas")],
+                credits=[
+                    shards.Credit(kind="imagery", **contents.credit("references")),
+                    shards.Credit(kind="panoramas", **contents.credit("queries")),
+                ],
                 terms_accepted=terms.read(self.workspace.state),
             )
         return self.workspace.folder / MANIFEST
 
     def references(self) -> pa.Table:
-        """Return the fetched references without pixels."""
-        with fetch.reference_store(self.workspace) as store:
-            return store.table(self._keys("references", store, Outcome.OK))
+        """Return the kept references without pixels."""
+        return self.contents.table("references")
 
     def queries(self) -> pa.Table:
-        """Return the fetched queries without pixels."""
-        with fetch.query_store(self.workspace) as store:
-            return store.table(self._keys("queries", store, Outcome.OK))
+        """Return the kept queries without pixels."""
+        return self.contents.table("queries")
 
     async def _panoramas(
         self, source: PanoramaSource, http: Http
@@ -219,18 +280,11 @@ class Build:
         self.progress.advance()
 
     def _select(self, kind: str, ids: list[str], source: ImagerySource | PanoramaSource) -> None:
-        """Keep whom to credit and which items the recipe asks for now; the store may hold others."""
-        credit = {name: str(getattr(source, name)) for name in ("name", "attribution", "licence")}
-        self.workspace.write_table(f"selected_{kind}", pa.table({"id": sorted(ids)}).replace_schema_metadata(credit))
+        self.contents.select(kind, ids, {name: str(getattr(source, name)) for name in CREDIT})
 
-    def _keys(self, kind: str, store: Store, *outcomes: Outcome) -> list[str]:
-        """Return the selected items with one of the outcomes, sorted."""
-        selected = set(self.workspace.read_table(f"selected_{kind}")["id"].to_pylist())
-        return [key for key in store.keys(*outcomes) if key in selected]
-
-    def _credit(self, kind: str, credited: str) -> shards.Credit:
-        credit = self.workspace.read_table(f"selected_{kind}").schema.metadata
-        return shards.Credit(kind=credited, **{key.decode(): value.decode() for key, value in credit.items()})
+    def _write_splits(self, assigned: pa.Table) -> dict[str, int]:
+        self.workspace.write_table("splits", assigned)
+        return dict(sorted(Counter(assigned["split"].to_pylist()).items(), reverse=True))
 
     def _run(self, work: Callable[[Http, asyncio.Event], Coroutine[Any, Any, T]]) -> T:
         return run(work, **self.http_settings)
@@ -243,16 +297,3 @@ def _counted(kind: str, source: str, counts: Counter[Outcome]) -> dict[str, int]
         found = ", ".join(f"{count} {name}" for name, count in by_name.items()) or "nothing to fetch"
         raise FetchError(f"not one of the {kind} could be had from '{source}' ({found}); check area, zoom and source")
     return by_name
-
-
-_FAILED = tuple(outcome for outcome in Outcome if outcome != Outcome.OK)
-
-
-def _failures(store: Store, keys: list[str], kind: str) -> pa.Table:
-    failed = store.table(keys)
-    columns = {
-        "id": failed[0],
-        "kind": pa.array([kind] * failed.num_rows, pa.string()),
-        **{name: failed[name] for name in ("area", "source", "status", "error")},
-    }
-    return pa.table([columns[name] for name in FAILURES.names], schema=FAILURES)

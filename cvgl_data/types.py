@@ -261,7 +261,8 @@ class ImagerySource(Protocol):
     Optional members: ``terms: Terms``; ``is_immutable: bool`` (a tile never changes, so there is nothing to refresh);
     ``cost() -> Cost``; ``async pin(http) -> dict`` returns the options named in ``pins: tuple[str, ...]`` that fix what
     would otherwise change under a recipe (a release date), to be saved with it; ``async read_attribution(http)`` sets
-    ``attribution`` to what the service says.
+    ``attribution`` to what the service says; ``check_access()`` raises `RecipeError` if a key that it cannot do without
+    is not set.
     """
 
     name: str

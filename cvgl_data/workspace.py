@@ -35,6 +35,10 @@ TABLE_FOLDERS = ("references", "queries", "pairs", "distance_map", "references_m
 """Folders below ``data`` whose files are ours to delete; anything else there is the user's."""
 
 
+REVISABLE = ("quality", "curation", "distance_map", "split", "pack")
+"""Tables of a recipe that decide nothing about what is fetched: a build goes on with others than it began with."""
+
+
 class Workspace:
     """State of one build.
 
@@ -65,8 +69,8 @@ class Workspace:
             overwrite: Delete the build that the folder holds, of this recipe too (never a folder that is not ours).
 
         Raises:
-            WorkspaceError: If the folder holds something else, a build of another recipe, is in use, or cannot be
-                written.
+            WorkspaceError: If the folder holds something else, a build of another recipe (see ``REVISABLE``), is in
+                use, or cannot be written.
         """
         text = tomli_w.dumps(dict(recipe_tables))
         try:
@@ -161,13 +165,14 @@ class Workspace:
                 raise
             saved = {}
         changed = differences(saved, tomllib.loads(text)) if saved is not None else []
-        if changed and not overwrite:
-            shown = "; ".join(changed[:5]) + (f"; and {len(changed) - 5} more" if len(changed) > 5 else "")
+        fetched = [line for line in changed if line.partition(":")[0].partition(".")[0] not in REVISABLE]
+        if fetched and not overwrite:
+            shown = "; ".join(fetched[:5]) + (f"; and {len(fetched) - 5} more" if len(fetched) > 5 else "")
             raise WorkspaceError(
                 f"'{self.folder}' holds a build of another recipe ({shown}); "
                 "choose another folder, or pass --overwrite to delete it"
             )
-        if changed or overwrite:
+        if fetched or overwrite:
             if saved is not None:
                 logger.info("deleting the build in %s", self.folder)
             self._wipe()

@@ -5,6 +5,7 @@ Server and area are those of ``benchmarks/acquisition.py``, which shows the same
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import hashlib
 import json
@@ -29,6 +30,8 @@ from cvgl_data.workspace import Workspace
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 sys.path.append(str(BENCHMARKS))
+import _fetch_clients as clients  # noqa: E402
+import _fetch_tools as tools  # noqa: E402
 import acquisition  # noqa: E402
 import tile_server  # noqa: E402
 
@@ -48,13 +51,13 @@ MAIN = "from cvgl_cli.data import main; main()"
 def options(tmp_path_factory):
     """What the benchmark shares between its sections, and with these tests."""
     folder = tmp_path_factory.mktemp("acquisition") / "panoramas"
-    placeholder = acquisition.client_prepare(acquisition.argparse.Namespace(out=folder))["placeholder"]
+    placeholder = clients.client_prepare(argparse.Namespace(out=folder))["placeholder"]
     return acquisition.Options(quick=True, placeholder=placeholder, panoramas=folder, peers=())
 
 
 @pytest.fixture(scope="module")
 def shared_server():
-    with acquisition.serving(core=None) as running:
+    with tools.serving(core=None) as running:
         yield running
 
 
@@ -85,11 +88,11 @@ def rows_of(folder):
 
 
 def unreadable(folder):
-    return acquisition.client_check_readable(acquisition.argparse.Namespace(out=folder))["unreadable"]
+    return clients.client_check_readable(argparse.Namespace(out=folder))["unreadable"]
 
 
 def is_original(row):
-    path = acquisition.path_of(row["x"] // TILE_PX, row["y"] // TILE_PX)
+    path = clients.path_of(row["x"] // TILE_PX, row["y"] // TILE_PX)
     digest = hashlib.sha256(row["image"]).hexdigest()
     return row["image"] == tile_server.body_of(path) and row["sha256"] == digest
 
@@ -98,7 +101,7 @@ def is_original(row):
 
 
 def test_the_server_has_exactly_the_faults_asked_for():
-    paths = [acquisition.path_of(x, y) for x, y in acquisition.tiles(4096)]
+    paths = [clients.path_of(x, y) for x, y in clients.tiles(4096)]
     rates = tile_server.rates_for(paths, acquisition.FAULT_COUNTS)
     found = Counter(tile_server.fault(path, rates) for path in paths)
     assert found.pop("") == 3450
@@ -111,9 +114,9 @@ def test_the_servers_images():
     assert len(set(tile_server.bodies())) == 512
     assert 14_000 < sum(sizes) / 512 < 17_000
     assert len(tile_server.placeholder()) == 2521
-    assert acquisition.kind_of_body(tile_server.placeholder()) == "placeholder"
-    assert acquisition.kind_of_body(tile_server.bodies()[0]) == "good"
-    assert acquisition.kind_of_body(tile_server.bodies()[0][:-100]) == "damaged"
+    assert clients.kind_of_body(tile_server.placeholder()) == "placeholder"
+    assert clients.kind_of_body(tile_server.bodies()[0]) == "good"
+    assert clients.kind_of_body(tile_server.bodies()[0][:-100]) == "damaged"
 
 
 def test_the_fullest_window():
@@ -126,9 +129,9 @@ def test_the_fullest_window():
 
 def test_every_fault_ends_as_its_class(options, tmp_path):
     counts = {"rate_limited": 4, "server_error": 10, "not_found": 8, "no_imagery": 14, "truncated": 9}
-    rates = tile_server.rates_for([acquisition.path_of(*tile) for tile in acquisition.tiles(NUM)], counts)
+    rates = tile_server.rates_for([clients.path_of(*tile) for tile in clients.tiles(NUM)], counts)
     out = tmp_path / "out"
-    with acquisition.serving(core=None, **rates) as server:
+    with tools.serving(core=None, **rates) as server:
         declared = [f"--set=imagery.options.placeholder_sha256={options.placeholder}"]
         command = options.cli("fetch", NUM, server.base, out, *declared)
         done = run(command)
@@ -328,7 +331,7 @@ def visible(folder):
 
 
 FAULTY = tile_server.rates_for(
-    [acquisition.path_of(*tile) for tile in acquisition.tiles(64)],
+    [clients.path_of(*tile) for tile in clients.tiles(64)],
     {"server_error": 2, "not_found": 3, "no_imagery": 2, "truncated": 2},
 )
 TOKEN_CASES = {
@@ -346,7 +349,7 @@ def test_a_token_is_seen_nowhere(options, tmp_path, monkeypatch, case):
     monkeypatch.setenv("MY_TOKEN", token)
     monkeypatch.setenv("COLUMNS", "2000")  # a token broken over two lines of the log would not be found
     out = tmp_path / "out"
-    with acquisition.serving(core=None, token_variable="BENCH_TOKEN", **(rates or {})) as server:
+    with tools.serving(core=None, token_variable="BENCH_TOKEN", **(rates or {})) as server:
         base = server.base if rates is not None else "http://127.0.0.1:9"
         command = options.cli(step, 64, base, out, "-vv", *(["--limit=2"] if rates is None else []))
         command.remove("--quiet")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -13,6 +15,8 @@ from cvgl_data.errors import SchemaError
 from cvgl_data.geo import lonlat_from_pixel, pixel_from_lonlat
 from cvgl_data.pairing import decentrality, decentrality_summary, pair
 from cvgl_data.schema import PAIRS
+
+GOLDEN = Path(__file__).with_name("golden")
 
 
 def window_table(rows: list[tuple[str, int, int, int, int]]) -> pa.Table:
@@ -235,3 +239,22 @@ def test_summary_by_group():
     empty = decentrality_summary(pairs.slice(0, 0)).to_pylist()[0]
     assert empty["num_pairs"] == 0
     assert empty["mean"] is None
+
+
+@pytest.mark.parametrize("city", ["Chicago", "NewYork", "Seattle"])
+def test_published_labels_of_vigor_follow_from_the_coordinates(city):
+    """The corrected labels: pixels of 640 px windows at zoom 20, centre minus query, north and east positive."""
+    ours, labels = [], []
+    for line in (GOLDEN / "vigor" / f"{city}.txt").read_text(encoding="utf-8").splitlines():
+        pano, *tiles = line.split()
+        lat, lon = (float(part) for part in pano.split(",")[1:3])
+        x, y = pixel_from_lonlat(lon, lat, 20)
+        for tile, north, east in zip(tiles[::3], tiles[1::3], tiles[2::3], strict=True):
+            tile_lat, tile_lon = (float(part) for part in tile.removesuffix(".png").split("_")[1:])
+            center_x, center_y = pixel_from_lonlat(tile_lon, tile_lat, 20)
+            ours.append((320 + x - center_x, 320 + y - center_y))
+            labels.append((320 - float(east), 320 + float(north)))
+    error = np.array(ours) - np.array(labels)
+    assert len(error) == 2000
+    assert np.abs(error.mean(axis=0)).max() <= 0.1
+    assert error.std(axis=0).max() <= 2.5

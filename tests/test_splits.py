@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_tables import ORIGIN_X, ORIGIN_Y, ZOOM, windows
 
+from cvgl_data.curation import quarter
 from cvgl_data.errors import RecipeError
 from cvgl_data.geo import lonlat_from_pixel
 from cvgl_data.pairing import pair
 from cvgl_data.recipe import SplitRecipe
-from cvgl_data.splits import NO_REFERENCE, SPLIT_BUFFER, split
+from cvgl_data.splits import DATE_GAP, NO_DATE, NO_REFERENCE, OTHER_PLACE, SPLIT_BUFFER, split
 from cvgl_data.types import Window
 
 
@@ -205,6 +206,7 @@ def test_too_few_blocks_are_said(caplog):
         (SplitRecipe(protocol="cross-area"), "test_areas' is empty"),
         (SplitRecipe(protocol="cross-area", test_areas=("seatle",)), "did you mean 'seattle'"),
         (SplitRecipe(protocol="cross-area", test_areas=("seattle",)), "names every area"),
+        (SplitRecipe(protocol="cross-temporal"), "split.test_after' is empty"),
         (SplitRecipe(test_fraction=1.0), "split.test_fraction"),
         (SplitRecipe(validation_fraction=-0.1), "split.validation_fraction"),
         (SplitRecipe(block_m=0), "split.block_m"),
@@ -214,3 +216,126 @@ def test_bad_recipes(recipe, message):
     queries, pairs, references = city(20, columns=4)
     with pytest.raises(RecipeError, match=message):
         split(queries, pairs, references, recipe)
+
+
+def dated(queries: pa.Table, captured: list[str]) -> pa.Table:
+    return queries.append_column("captured", pa.array(captured, pa.string()))
+
+
+@given(
+    seed=st.integers(0, 2**16),
+    stride=st.sampled_from([128, 256]),
+    validation=st.sampled_from([0.0, 0.3]),
+    gap=st.sampled_from([0, 30, 400]),
+)
+@settings(max_examples=25, deadline=None)
+def test_cross_temporal_tests_known_places_at_later_dates(seed, stride, validation, gap):
+    queries, pairs, references = city(600, columns=8, stride=stride, seed=seed)
+    random = np.random.default_rng(seed)
+    dates = np.array(
+        ["2019", "2019-06-30", "2020-05", "2021-01-01T08:00:00Z", "2021", "2021-06-15", "2023-01", "", "?"]
+    )
+    queries = dated(queries, random.choice(dates, 600).tolist())
+    recipe = SplitRecipe(
+        protocol="cross-temporal",
+        test_after="2021-06-01",
+        validation_fraction=validation,
+        block_m=200,
+        min_gap_days=gap,
+    )
+    table = split(queries, pairs, references, recipe, seed)
+    assert set(table["split"].to_pylist()) >= {"train", "test"}
+    captured, side, reason = queries["captured"].to_pylist(), table["split"].to_pylist(), table["reason"].to_pylist()
+    early = {"2019", "2019-06-30", "2020-05", "2021-01-01T08:00:00Z"}
+    place = dict(zip(*(p.to_pylist() for p in (pairs["query_id"], pairs["reference_id"])), strict=False))
+    for query, reference, relation in zip(
+        *(pairs[name].to_pylist() for name in ("query_id", "reference_id", "relation")), strict=True
+    ):
+        if relation == "positive":
+            place[query] = reference
+    trained = defaultdict(set)
+    for row, name in enumerate(queries["query_id"].to_pylist()):
+        if side[row] == "train":
+            trained[place[name]].add(captured[row])
+    for row, name in enumerate(queries["query_id"].to_pylist()):
+        if name not in place:
+            assert reason[row] == NO_REFERENCE
+        elif captured[row] in ("", "?", "2021"):  # the year 2021 lies on both sides of June
+            assert (side[row], reason[row]) == ("", NO_DATE)
+        elif captured[row] in early:
+            assert side[row] in ("train", "validation") or reason[row] == SPLIT_BUFFER
+        elif not trained[place[name]]:
+            assert (side[row], reason[row]) == ("", OTHER_PLACE)
+        elif (
+            gap == 400 and captured[row] == "2021-06-15" and trained[place[name]] & {"2021-01-01T08:00:00Z", "2020-05"}
+        ):
+            assert reason[row] in (DATE_GAP, "")
+            assert (side[row] == "") == (reason[row] == DATE_GAP)
+        else:
+            assert side[row] == "test" or reason[row] == DATE_GAP
+    # Training and validation share no reference.
+    only = {name for name, value in zip(queries["query_id"].to_pylist(), side, strict=True) if value != "test"}
+    mine = pairs.filter(pa.array([name in only for name in pairs["query_id"].to_pylist()]))
+    assert all(len(sides) == 1 for sides in sides_of_references(mine, table).values())
+    order = random.permutation(600)
+    shuffled = queries.take(order)
+    again = split(shuffled, pair(shuffled, references), references, recipe, seed)
+    assert again.sort_by("query_id").equals(table.sort_by("query_id"))
+
+
+def test_days_between_dates_of_one_place():
+    references = reference_table(dict.fromkeys(windows(3, 1), "a"))
+    queries = dated(
+        query_table([100, 110, 120], [100, 110, 120], ["a"] * 3), ["2021-05-31", "2021-06-01", "2021-07-01"]
+    )
+    recipe = SplitRecipe(protocol="cross-temporal", test_after="2021-06", min_gap_days=31, validation_fraction=0)
+    table = split(queries, pair(queries, references), references, recipe)
+    assert table["split"].to_pylist() == ["train", "", "test"]
+    assert table["reason"].to_pylist() == ["", DATE_GAP, ""]
+
+
+def test_random_deals_single_queries_and_shares_references():
+    queries, pairs, references = city(2000)
+    table = split(queries, pairs, references, SplitRecipe(protocol="random", test_fraction=0.5), 3)
+    counts = Counter(table["split"].to_pylist())
+    assert counts == {"test": 1000, "validation": 100, "train": 900}
+    assert any(len(sides) > 1 for sides in sides_of_references(pairs, table).values())
+    order = np.random.default_rng(0).permutation(2000)
+    shuffled = queries.take(order)
+    again = split(
+        shuffled,
+        pair(shuffled, references),
+        references,
+        SplitRecipe(protocol="random", test_fraction=0.5),
+        3,
+    )
+    assert again.sort_by("query_id").equals(table.sort_by("query_id"))
+
+
+@pytest.mark.parametrize("protocol", ["same-area", "random"])
+def test_strata_have_equal_shares(protocol):
+    queries, pairs, references = city(4000, seed=4)
+    level = np.zeros(4000, np.int64)
+    positive = pairs.filter(pa.array([r == "positive" for r in pairs["relation"].to_pylist()]))
+    level[positive["query_row"].to_numpy()] = quarter(positive["decentrality"].to_numpy())
+
+    def unevenness(**settings):
+        recipe = SplitRecipe(protocol=protocol, test_fraction=0.3, validation_fraction=0.0, block_m=150, **settings)
+        table = split(queries, pairs, references, recipe, 4)
+        assert protocol == "random" or all(len(s) == 1 for s in sides_of_references(pairs, table).values())
+        is_test = np.array(table["split"].to_pylist()) == "test"
+        return max(abs(is_test[level == each].mean() - 0.3) for each in range(4))
+
+    even = unevenness(stratify=True)
+    assert even < 0.01  # whole blocks hold about 60 queries each
+    assert even < unevenness()
+
+
+def test_what_curation_left_out_goes_nowhere():
+    queries, pairs, references = city(200)
+    gone = pa.table({"query_id": ["q00003", "q00011"], "reason": ["edge_margin", "blur"]})
+    for protocol in ("same-area", "random", "none"):
+        table = split(queries, pairs, references, SplitRecipe(protocol=protocol), 0, gone)
+        assert [table["split"][row].as_py() for row in (3, 11)] == ["", ""]
+        assert [table["reason"][row].as_py() for row in (3, 11)] == ["edge_margin", "blur"]
+        assert table["split"].to_pylist().count("") < 60

@@ -203,7 +203,7 @@ class DatasetRecipe:
     areas: tuple[AreaRecipe, ...] = ()
     """Where; empty means everything a local source holds."""
     limit: int = 0
-    """Keep only the first N windows and at most N panoramas of each area (0: all), to try a recipe out."""
+    """Keep only N windows in the middle of each area, and at most N panoramas in their box (0: all), to try it out."""
     grid: GridRecipe = field(default_factory=GridRecipe)
     imagery: ImageryRecipe = field(default_factory=ImageryRecipe)
     panoramas: PanoramaRecipe = field(default_factory=PanoramaRecipe)

@@ -84,6 +84,10 @@ class GoogleStaticPanoramas:
             "free by that page; bytes are a guess of 60 kB per image",
         )
 
+    def check_access(self) -> None:
+        """Raise `RecipeError` if there is no key."""
+        google.key(self.name)
+
     def discovery(self, area: AreaOfInterest) -> dict[str, float]:
         """Return host to requests that `discover` sends: free metadata, one per location of the grid."""
         return {urlsplit(self._base).netloc: float(sum(1 for _ in google.locations(area, self._spacing_m)))}

@@ -137,6 +137,10 @@ class GoogleTilesPanoramas:
             "are a guess of 50 kB per tile",
         )
 
+    def check_access(self) -> None:
+        """Raise `RecipeError` if there is no key."""
+        google.key(self.name)
+
     def discovery(self, area: AreaOfInterest) -> dict[str, float]:
         """Return host to requests that `discover` sends at most.
 

@@ -82,6 +82,10 @@ class MapillaryPanoramas:
             f"one request per zoom-{ZOOM} tile of the area, of at most {TILES.per_day:,} a day",
         )
 
+    def check_access(self) -> None:
+        """Raise `RecipeError` if there is no token."""
+        token()
+
     def discovery(self, area: AreaOfInterest) -> dict[str, float]:
         """Return host to requests that `discover` sends: one per vector tile."""
         return {urlsplit(self._tiles_url).netloc: float(len(vector_tiles.covering(area, ZOOM)))}

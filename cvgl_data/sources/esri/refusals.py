@@ -84,11 +84,11 @@ def tile_trouble(response: Response, *, has_token: bool, source: str, item: str)
         refusal = json_refusal(_loaded(body), where=response.url, source=source, item=item)
         if refusal is not None:
             return refusal
-    kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    kind = redact(response.headers.get("Content-Type", "")).partition(";")[0].strip().lower()
     # No type, or "some bytes", says nothing; the image's own header will.
     if kind not in ("", "application/octet-stream", "binary/octet-stream") and not kind.startswith("image/"):
         begins = redact(body[:1024].decode("latin-1"))[:24]  # masked before it is cut: half a key is one too
-        text = f"the answer is {plain(redact(kind))}, not an image (it begins with {begins!r}): {response.url}"
+        text = f"the answer is {plain(kind)}, not an image (it begins with {begins!r}): {response.url}"
         return FetchError(redact(text), source=source, item=item, outcome=Outcome.WRONG_TYPE)
     return None
 

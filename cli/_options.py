@@ -43,6 +43,15 @@ Overrides = Annotated[
         show_default=False,
     ),
 ]
+Revisions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change a recipe value of quality, curation, distance_map, split or pack, and keep it.",
+        show_default=False,
+    ),
+]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Delete what the folder holds of an earlier run, and start over.")
 ]
@@ -125,6 +134,19 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     console = out_console if out_console.is_terminal else Console(width=500)
     console.print(Text(title, style="bold"))  # one of the table's own would wrap at a narrow table's width
     console.print(drawn)
+
+
+def rows_table(title: str, rows: list[dict[str, Any]]) -> None:
+    """Print rows that share their keys; nothing for no rows."""
+    if rows:
+        table(title, list(rows[0]), [[cell(value) for value in row.values()] for row in rows])
+
+
+def cell(value: Any) -> str:
+    """Return a value as a table shows it."""
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def note(message: str) -> None:

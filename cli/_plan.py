@@ -41,15 +41,16 @@ def print_plan(recipe: DatasetRecipe, plan: Plan) -> None:
 
 
 def _row(cost: SourceCost) -> list[str]:
-    number = "unknown" if cost.items is None else f"{cost.items:,}"
+    is_known = cost.items is not None
+    number = f"{cost.items:,}" if is_known else "unknown"
     return [
         cost.kind,
         cost.source,
         f"at most {number}" if cost.is_bound else number,
         f"{sum(cost.requests.values()):,}",
-        f"{cost.bytes / 1e6:,.{0 if cost.bytes >= 1e7 else 1}f}",
+        f"{cost.bytes / 1e6:,.{0 if cost.bytes >= 1e7 else 1}f}" if is_known else "unknown",
         str(datetime.timedelta(seconds=round(cost.seconds))),
-        f"{cost.usd:,.2f}",
-        f"{cost.days:,}",
+        "unknown" if cost.usd is None or not is_known else f"{cost.usd:,.2f}",
+        "-" if cost.days is None else f"{cost.days:,}" if is_known else "unknown",
         cost.accept_terms or "-",
     ]

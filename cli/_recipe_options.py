@@ -101,7 +101,7 @@ def dataset_recipe(
         tables.setdefault("split", {}).update(protocol="cross-area", test_areas=test_area)
     for table, named in (("imagery", imagery), ("panoramas", panoramas)):
         if named:
-            tables[table] = {**tables.get(table, {}), **_source(named)}
+            tables[table] = {**tables.get(table, {}), **source_of(named)}
     values = {
         "seed": seed,
         "limit": limit,
@@ -119,8 +119,8 @@ def dataset_recipe(
     return resolve(DatasetRecipe, tables, [*given, *(overrides or [])])
 
 
-def _source(text: str) -> dict[str, Any]:
-    """Read ``NAME[:LOCATION]``."""
+def source_of(text: str) -> dict[str, Any]:
+    """Read ``NAME[:LOCATION]`` into the tables of a recipe."""
     name, colon, location = text.partition(":")
     return {"source": name, "options": {"location": location} if colon else {}}
 

@@ -26,10 +26,10 @@ class SourceCost:
     bytes: int = 0
     seconds: float = 0.0
     """At the given rate, which holds for each host by itself."""
-    usd: float = 0.0
-    """List price."""
-    days: int = 1
-    """Over which the provider's daily quota spreads it."""
+    usd: float | None = 0.0
+    """List price; ``None``: not known."""
+    days: int | None = None
+    """Over which the provider's daily quota spreads it; ``None``: there is no such quota."""
     accept_terms: str = ""
     """Name of the terms that must be accepted first."""
     note: str = ""
@@ -68,8 +68,8 @@ def estimate(
         requests={host: count for host, count in requests.items() if count},
         bytes=round(cost.bytes * number),
         seconds=max(requests.values(), default=0) / rate_per_s if rate_per_s else 0.0,
-        usd=round(cost.usd * number, 2),
-        days=max(1, math.ceil(number / cost.per_day)) if cost.per_day else 1,
+        usd=None if cost.usd is None else round(cost.usd * number, 2),
+        days=max(1, math.ceil(number / cost.per_day)) if cost.per_day else None,
         accept_terms=terms.name if terms is not None and terms.must_accept else "",
         note=cost.note,
     )

@@ -52,7 +52,7 @@ def secret(name: str) -> Secret | None:
     if not value and (path := os.environ.get(f"{name}_FILE", "")):
         value = _read_private(f"{name}_FILE", Path(path).expanduser())
     if not value.isprintable():  # whoever sent it would fail, and say so together with the key
-        raise RecipeError(f"{name} holds a line break or another control character; a key is one word")
+        raise RecipeError(f"{name} holds a line break or another control character; a key is one line of text")
     return Secret(name, value) if value else None
 
 

@@ -212,7 +212,7 @@ def _pinned(
         if all(kept.get(key) and chosen.options.get(key) in (None, "", kept[key]) for key in source.pins):
             pins = {key: kept[key] for key in source.pins}
         else:
-            pins = run(partial(_pin, source), **http_settings)
+            pins = run(partial(_pin, source), late_s=0.0, **http_settings)
         changed: dict[str, Any] = {kind: replace(chosen, options={**chosen.options, **pins})}
         recipe = replace(recipe, **changed)
     return recipe

@@ -42,10 +42,11 @@ class Response:
     @property
     def validators(self) -> dict[str, Any]:
         """What `Fetched` and `Panorama` keep of an image's response: ``etag``, ``last_modified``, ``robots``."""
+        etag = self.headers.get("ETag", "")
         return {
-            "etag": self.headers.get("ETag", ""),
-            "last_modified": self.headers.get("Last-Modified", ""),
-            "robots": self.headers.get("X-Robots-Tag", ""),
+            "etag": etag if etag.isprintable() else "",  # it could not be sent back
+            "last_modified": _printable(self.headers.get("Last-Modified", "")),
+            "robots": _printable(self.headers.get("X-Robots-Tag", "")),
         }
 
 
@@ -73,6 +74,11 @@ def failure_of(status: int, headers: Mapping[str, str]) -> Failure:
         pause_s=pause_s,
         refuses=status in (429, 503),
     )
+
+
+def _printable(value: str) -> str:
+    """Return a header without control characters and bytes that are not UTF-8, which no table can hold."""
+    return "".join(character for character in value if character.isprintable())
 
 
 def retry_after_s(value: str) -> float:

@@ -14,29 +14,51 @@ from cvgl_data.http import Http
 
 T = TypeVar("T")
 
+LATE_S = 15.0
+"""How long work may go on after a signal; longer than `cvgl_data.fetch` takes to keep what is in flight."""
 
-def run(work: Callable[[Http, asyncio.Event], Coroutine[Any, Any, T]], **http_settings: Any) -> T:
+
+def run(
+    work: Callable[[Http, asyncio.Event], Coroutine[Any, Any, T]], *, late_s: float = LATE_S, **http_settings: Any
+) -> T:
     """Run work that needs the network; SIGINT and SIGTERM let it finish what is in flight.
 
     Args:
         work: Gets the client, and an event that is set when it should come to an end.
+        late_s: After this long it is ended if it has not come to one, such as where it lists an area; 0 for work that
+            has nothing to keep.
         http_settings: See `Http`.
 
     Raises:
-        KeyboardInterrupt: After a signal, once the work has returned.
+        KeyboardInterrupt: After a signal, once the work has returned or was ended.
     """
 
     async def main() -> T:
         cancel = asyncio.Event()
         _on_signals(asyncio.get_running_loop(), cancel.set)
         async with Http(**http_settings) as http:
-            result = await work(http, cancel)
+            working = asyncio.ensure_future(work(http, cancel))
+            ending = asyncio.ensure_future(_end_late(working, cancel, late_s))
+            try:
+                result = await working
+            except asyncio.CancelledError:
+                if cancel.is_set():
+                    raise KeyboardInterrupt from None
+                raise
+            finally:
+                ending.cancel()
         if cancel.is_set():
             raise KeyboardInterrupt
         return result
 
     with _kept_handlers(), asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(main())
+
+
+async def _end_late(working: asyncio.Future[Any], cancel: asyncio.Event, late_s: float) -> None:
+    await cancel.wait()
+    await asyncio.sleep(late_s)
+    working.cancel()
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -79,8 +79,8 @@ def read_pano_ids(path: str | Path) -> list[str]:
             with path.open(encoding="utf-8-sig", newline="") as lines:
                 found = [row["pano_id"] for row in csv.DictReader(lines)]
         else:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
-            found = [line for line in lines if not line.lstrip().startswith("#")]
+            listed = path.read_text(encoding="utf-8-sig").splitlines()
+            found = [line for line in listed if not line.lstrip().startswith("#")]
     except FileNotFoundError:
         raise RecipeError(f"there is no file of panorama ids '{path}'") from None
     except (KeyError, pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:

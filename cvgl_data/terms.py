@@ -50,12 +50,13 @@ def check(terms: Iterable[Terms], accepted: Sequence[str], earlier: Accepted) ->
 
 
 def read(state: Path) -> Accepted:
-    """Return the record in a workspace's state folder; empty if there is none."""
+    """Return the record in a workspace's state folder; what is damaged or missing was not accepted."""
     try:
         found: Any = json.loads((state / "terms.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    entries = found.items() if isinstance(found, dict) else ()
+    return {name: entry for name, entry in entries if isinstance(entry, dict) and entry.get("accepted")}
 
 
 def write(state: Path, record: Accepted) -> None:

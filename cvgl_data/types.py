@@ -247,8 +247,8 @@ class Cost:
     """Host to requests per item."""
     bytes: float = 0.0
     """Bytes received per item."""
-    usd: float = 0.0
-    """List price per item."""
+    usd: float | None = 0.0
+    """List price per item; ``None``: not known here."""
     per_day: int | None = None
     """Items that the provider's daily quota lets through."""
     note: str = ""

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cvgl_data import image_index, schema
-from cvgl_data.errors import DatasetError, FetchError, SchemaError
+from cvgl_data.errors import FetchError, SchemaError
 from cvgl_data.images import decode as decode_image
 from cvgl_data.images import image_size
 from cvgl_data.readers.packed import file_problem, index_path, read_manifest
@@ -90,12 +90,8 @@ def verify(folder: Path, *, decode: bool = False, progress: Progress | None = No
     for table, by_split in packed.items():
         for name in shards[table]:
             so_far = by_split.setdefault(_split(name), [])
-            try:
-                problems += _check_images(
-                    folder, name, table, manifest["files"][name]["rows"], decode, so_far, progress
-                )
-            except (OSError, pa.ArrowException, SchemaError) as error:
-                problems.append(Problem(name, "", f"cannot be read ({error})"))
+            num_rows = manifest["files"][name]["rows"]
+            problems += _tried(name, _check_images(folder, name, table, num_rows, decode, so_far, progress))
     for table in packed:
         for name in (name for name in shards[table] if name not in damaged):
             problems += _check_index(folder, name)
@@ -115,13 +111,17 @@ def verify(folder: Path, *, decode: bool = False, progress: Progress | None = No
     }
     for table, check in checks.items():
         for name in shards[table]:
-            try:
-                found = pq.read_table(folder / name, partitioning=None)
-                schema.check(found.schema, _SCHEMAS[table], name)
-                problems += check(name, found)
-            except (OSError, pa.ArrowException, SchemaError) as error:
-                problems.append(Problem(name, "", f"cannot be read ({error})"))
+            problems += _tried(name, _check_table(folder, name, table, check))
     return problems
+
+
+def _tried(name: str, checks: Iterator[Problem]) -> Iterator[Problem]:
+    """Yield what is found; a file that cannot be read to its end is a problem, too."""
+    try:
+        yield from checks
+    except Exception as error:  # there is no list of what libraries raise for damaged bytes
+        said = error if isinstance(error, SchemaError) else f"{type(error).__name__}: {error}"
+        yield Problem(name, "", f"cannot be read ({' '.join(str(said).split())[:300]})")
 
 
 def _shards(manifest: dict[str, Any], table: str) -> list[str]:
@@ -175,6 +175,14 @@ def _image_problems(row: dict[str, Any], table: str, decode: bool) -> Iterator[s
         yield f"the position {lon}, {lat} is nowhere"
 
 
+def _check_table(
+    folder: Path, name: str, table: str, check: Callable[[str, pa.Table], Iterator[Problem]]
+) -> Iterator[Problem]:
+    found = pq.read_table(folder / name, partitioning=None)
+    schema.check(found.schema, _SCHEMAS[table], name)
+    yield from check(name, found)
+
+
 def _check_index(folder: Path, name: str) -> Iterator[Problem]:
     """Check the index beside a shard, by which images are read at random; it may be missing."""
     path = index_path(folder / name)
@@ -182,7 +190,7 @@ def _check_index(folder: Path, name: str) -> Iterator[Problem]:
         return
     try:
         is_right = np.array_equal(np.load(path, allow_pickle=False), image_index.build(folder / name))
-    except (OSError, ValueError, EOFError, IndexError, DatasetError, pa.ArrowException):
+    except Exception:  # as in `_tried`
         is_right = False
     if not is_right:
         yield Problem(path.relative_to(folder).as_posix(), "", "does not lead to the images of its shard")

@@ -8,7 +8,7 @@ from aiohttp import web
 from cvgl_data.errors import FetchError
 from cvgl_data.http import Http
 from cvgl_data.redaction import SECRET_PARAMETERS, redact
-from cvgl_data.responses import retry_after_s
+from cvgl_data.responses import Response, retry_after_s
 from cvgl_data.types import Outcome
 
 
@@ -208,3 +208,11 @@ def test_secrets_are_blanked(name):
         assert "S3CR3T" not in redact(text)
     assert redact(f"https://h/p?a=1&{name}=S3CR3T&b=2") == f"https://h/p?a=1&{name}=***&b=2"
     assert redact("https://h/p?monkey=1") == "https://h/p?monkey=1"
+
+
+@pytest.mark.parametrize("value", [b"a\xffb", b"a\x01b"])
+def test_headers_that_no_table_can_hold_and_no_request_can_carry(value):
+    """aiohttp hands bytes that are not UTF-8 on as lone surrogates, and refuses to send control characters."""
+    etag, robots = value.decode("utf-8", "surrogateescape"), value.decode("utf-8", "surrogateescape")
+    kept = Response("http://h", 200, {"ETag": etag, "X-Robots-Tag": robots}, b"").validators
+    assert kept == {"etag": "", "last_modified": "", "robots": "ab"}

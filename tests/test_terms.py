@@ -129,7 +129,9 @@ def test_unknown_names_are_refused_with_a_hint(name, used, hint):
     assert hint in str(caught.value)
 
 
-@pytest.mark.parametrize("content", ["", "[1]", "{", "null", '"strict"'])
+@pytest.mark.parametrize(
+    "content", ["", "[1]", "{", "null", '"strict"', '{"strict": true}', '{"strict": {}}', "[" * 100_000]
+)
 def test_a_damaged_record_asks_again(tmp_path, content):
     (tmp_path / "terms.json").write_text(content)
     assert terms.read(tmp_path) == {}
@@ -192,9 +194,8 @@ def test_only_the_terms_of_what_is_fetched_are_asked_for(recipe, tmp_path):
     assert asked() == 0
 
 
-def test_what_may_not_be_published_is_marked_row_by_row(recipe, tmp_path, monkeypatch):
+def test_what_may_not_be_published_is_marked_row_by_row(recipe, tmp_path):
     out = tmp_path / "out"
-    monkeypatch.setattr(FreePanoramas, "name", "free-panoramas")
     pipeline.build(recipe, out, accept_terms=["strict", "free"])
     with reference_store(Workspace(out)) as references, query_store(Workspace(out)) as queries:
         assert set(references.table()["no_redistribute"].to_pylist()) == {True}

@@ -90,7 +90,7 @@ async def work_through(
         await asyncio.gather(*workers)
     except asyncio.CancelledError:
         this = asyncio.current_task()
-        if this is not None and this.cancelling():  # somebody ended us, not the watcher the workers
+        if not cancel.is_set() or (this is not None and this.cancelling()):  # ended by another than the watcher
             raise
     finally:
         for task in (watcher, *workers):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
+import re
+import tokenize
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +24,9 @@ from cvgl_data.errors import DatasetError, DatasetNotFoundError, SchemaError
 MANIFEST = "manifest.json"
 INDEX_SUFFIX = ".index.npy"
 
+_RESIZED = re.compile(r"(references|queries)_\d+(?:x\d+)?")
+"""Tables of images at another size."""
+
 
 def index_path(shard: Path) -> Path:
     """Return where the (offset, length) index of an image shard lies: beside it.
@@ -31,16 +36,18 @@ def index_path(shard: Path) -> Path:
     return shard.with_name(f"_{shard.name}{INDEX_SUFFIX}")
 
 
-def read(folder: Path, *, verify: bool = False) -> CrossViewDataset:
+def read(folder: Path, *, verify: bool = False, resized: bool = False) -> CrossViewDataset:
     """Open a packed dataset; images stay on disk.
 
     Args:
         folder: Where ``manifest.json`` lies.
         verify: Compare the hash of every file, not only its size.
+        resized: Take images at the size for training, where one was packed; hashes in the tables remain those of the
+            originals.
 
     Raises:
         DatasetNotFoundError: If the folder holds no dataset.
-        DatasetError: If the dataset is incomplete or a file is missing, cut or changed.
+        DatasetError: If the dataset is incomplete or a file is missing, cut or changed, or no image was resized.
         SchemaError: If it has another schema version.
     """
     manifest = read_manifest(folder)
@@ -57,10 +64,15 @@ def read(folder: Path, *, verify: bool = False) -> CrossViewDataset:
         pairs.append(of_split.set_column(index, of_split.schema.field(index), pa.array(rows, pa.int32())))
         offset += part.num_rows
     all_queries = pa.concat_tables(queries)
+    tables = resized_tables(manifest) if resized else {}
+    if resized and not tables:
+        raise DatasetError(
+            f"'{folder}' holds no resized images; set pack.panorama_size or pack.reference_size, pack again"
+        )
     shards = [
         (folder / name, manifest["files"][name]["rows"])
         for table, split in [("references", schema.GALLERY), *(("queries", split) for split in schema.SPLITS)]
-        for name in _files(manifest, table, split)
+        for name in _files(manifest, tables.get(table, table), split)
     ]
     ids = pa.chunked_array([*references["reference_id"].chunks, *all_queries["query_id"].chunks], type=pa.string())
     return CrossViewDataset(
@@ -70,6 +82,13 @@ def read(folder: Path, *, verify: bool = False) -> CrossViewDataset:
         distance_map=_read_table(folder, manifest, "distance_map", schema.GALLERY, schema.DISTANCE_MAP),
         images=PackedImages(shards, ids),
     )
+
+
+def resized_tables(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """Return the table of resized images by the table of their originals, as ``{"queries": "queries_768x384"}``."""
+    folders = sorted({name.split("/")[1] for name in manifest["files"] if name.startswith("data/")})
+    found = (_RESIZED.fullmatch(folder) for folder in folders)
+    return {match[1]: match[0] for match in found if match}
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -88,7 +107,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             {"bytes", "sha256", *(["rows"] if name.endswith(".parquet") else [])} <= entry.keys()
             for name, entry in manifest["files"].items()
         )
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         complete, version = False, ""
     if not complete:
         raise DatasetError(f"'{path}' is damaged; pack the dataset again or fetch it again")
@@ -213,7 +232,7 @@ def _open_shard(path: Path) -> _Shard:
         if not index.is_file():
             return _ShardWithoutIndex(path)
         return _Shard(path, np.load(index, allow_pickle=False))
-    except (pa.ArrowException, OSError, ValueError) as error:
+    except (pa.ArrowException, OSError, ValueError, SyntaxError, tokenize.TokenError) as error:  # np.load parses text
         raise DatasetError(f"'{path}' cannot be read: {error}") from None
 
 

@@ -131,6 +131,7 @@ class GoogleTilesPanoramas:
         return Cost(
             requests={urlsplit(self._base).netloc: _TILES_PER_PANORAMA + 1.0},
             bytes=_TILES_PER_PANORAMA * 50_000.0,
+            usd=None,
             per_day=_TILES_PER_DAY // _TILES_PER_PANORAMA,
             note="8 tiles and 1 metadata request, for cameras of 16,384 pixels; those of 13,312 take 28 tiles, which "
             "makes 535 panoramas a day; the price of these tiles is not known here, see Google's price page; bytes "

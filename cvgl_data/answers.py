@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, TypeAdapter, ValidationError
 
 from cvgl_data.errors import FetchError
+from cvgl_data.redaction import beginning, redact
 from cvgl_data.types import Outcome
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def load(response: Response, *, source: str, item: str) -> Any:
         return json.loads(response.body)
     except (ValueError, RecursionError):
         kind = response.headers.get("Content-Type", "no content type")
-        text = f"the answer is not JSON ({kind}, it begins with {response.body[:24]!r}): {response.url}"
+        text = redact(f"the answer is not JSON ({kind}, it begins with {beginning(response.body, 24)}): {response.url}")
         raise FetchError(text, source=source, item=item, outcome=Outcome.WRONG_TYPE) from None
 
 
@@ -85,7 +86,7 @@ def check(kind: type[T], value: Any, *, source: str, item: str) -> T:
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "the answer"
-        text = f"unexpected answer: {where}: {first['msg']} (found {str(first['input'])[:60]!r})"
+        text = redact(f"unexpected answer: {where}: {first['msg']} (found {beginning(str(first['input']), 60)})")
         raise FetchError(text, source=source, item=item, outcome=Outcome.DECODE_ERROR) from None
 
 

@@ -107,7 +107,7 @@ def base_url(name: str, default: str) -> str:
 
 def _remember(value: str) -> None:
     """Let `mask` blank out a text, also as it stands in URLs."""
-    _known.update({value, quote(value, safe=""), quote_plus(value)})
+    _known.update({value, quote(value), quote(value, safe=""), quote_plus(value)})
 
 
 def _read_private(variable: str, path: Path) -> str:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cvgl_data.errors import FetchError
+from cvgl_data.redaction import beginning
 from cvgl_data.types import Outcome
 
 Pixels = NDArray[np.uint8]
@@ -52,7 +53,7 @@ def image_size(image: bytes) -> tuple[int, int]:
     elif image[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         is_complete = True  # tags may lie anywhere; Pillow finds out below
     else:
-        raise FetchError(f"not an image: it begins with {image[:16]!r}", outcome=Outcome.WRONG_TYPE)
+        raise FetchError(f"not an image: it begins with {beginning(image, 16)}", outcome=Outcome.WRONG_TYPE)
     if not is_complete:
         raise FetchError(f"the image ends early, after {len(image)} bytes", outcome=Outcome.TRUNCATED)
     try:

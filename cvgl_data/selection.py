@@ -31,7 +31,8 @@ def choose(
         spacing_m: Keep only panoramas at least this far apart, as many as fit greedily; 0 keeps all.
         limit: Keep at most this many; 0 keeps all.
         captured_after: Keep those of this day and later, ISO 8601 (``2021`` and ``2021-06`` mean their first day).
-        captured_before: Keep those before this day. With either bound, panoramas without a date are left out.
+        captured_before: Keep those before this day. With either bound, panoramas without a date are left out; one of
+            which only the month or year is known is kept if a day of it is within the bounds.
         seed: Of the random order in which they are tried.
 
     Returns:
@@ -39,10 +40,7 @@ def choose(
     """
     by_id: dict[str, PanoramaRef] = {}
     for ref in refs:
-        # ISO 8601 dates compare as text; a month or year alone sorts before its days.
-        if (captured_after and ref.captured < captured_after) or (
-            captured_before and not "" < ref.captured < captured_before
-        ):
+        if not _is_within(ref.captured, captured_after, captured_before):
             continue
         by_id.setdefault(ref.pano_id, ref)
     tried = sorted(by_id.values(), key=lambda ref: _draw(seed, ref.pano_id))
@@ -51,6 +49,15 @@ def choose(
         tried = [tried[index] for index in _spaced(xyz, spacing_m)]
     kept = tried[:limit] if limit else tried
     return sorted(kept, key=lambda ref: ref.pano_id)
+
+
+def _is_within(captured: str, after: str, before: str) -> bool:
+    """Whether a day on which something may have been captured lies within the bounds, as for `choose`."""
+    if not (after or before):
+        return True
+    # ISO 8601 dates compare as text, a month with a day by the part that both have.
+    is_late = captured[: len(after)] >= after[: len(captured)]
+    return bool(captured) and is_late and (not before or captured < before)
 
 
 def choose_ids(pano_ids: Iterable[str], limit: int, seed: int = 0) -> list[str]:

@@ -469,6 +469,26 @@ def test_captures_that_keep_failing_are_left_alone(monkeypatch):
     assert run(monkeypatch, work) == 3
 
 
+def test_an_outage_of_the_captures_fails_the_tiles_and_then_the_source(monkeypatch):
+    async def work(server, http):
+        usual, server.query = server.query, lambda request, layer: (503, {})
+        source = EsriLive(tilemap="off")
+        failed = []
+        for column in range(3):  # three blocks
+            with pytest.raises(FetchError) as caught:
+                await source.fetch(Tile(TILE.x + 64 * column, TILE.y, 18), http)
+            failed.append(caught.value)
+        source.close()
+        server.query = usual
+        return failed, await fetch(EsriLive(tilemap="off"), [TILE], http)
+
+    failed, healed = run(monkeypatch, work)
+    assert {error.outcome for error in failed} == {Outcome.SERVER_ERROR}
+    assert [type(error) for error in failed] == [FetchError, FetchError, SourceStopped]
+    assert "captures=false" in str(failed[-1])
+    assert isinstance(healed[0], Fetched)
+
+
 def test_full_answers_are_split_until_all_footprints_are_known(monkeypatch):
     """A footprint per tile in one block of zoom 12: more than an answer can hold, until its sixteenth does."""
     corner = Tile(TILE.x >> 6 << 6, TILE.y >> 6 << 6, 18)

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 
-from cvgl_data.errors import FetchError
+from cvgl_data.errors import FetchError, SourceStopped
 from cvgl_data.http import Http
 from cvgl_data.sources.esri.asking import RECHECK_WAIT_S, ask_json
 from cvgl_data.sources.esri.footprints import Capture, Footprint, Footprints, parse_footprints
@@ -27,7 +27,9 @@ MAX_FAILURES = 3
 
 
 class Captures:
-    """Capture dates of one service; never fails: what it cannot tell is unknown.
+    """Capture dates of one service. What it does not tell is unknown; that it is out of order fails the tile.
+
+    Otherwise the same recipe would give other rows after an outage, and nothing would ever put them right.
 
     Args:
         layer_url: Address of the layer; ``{layer}`` in it stands for the one of a zoom, on Wayback.
@@ -76,6 +78,10 @@ class Captures:
             tile: Where.
             zoom: At which zoom; coarser than the tile's own when another tile stands in for it.
             http: Shared client.
+
+        Raises:
+            FetchError: If the service fails for now; the tile is asked for again by the next run.
+            SourceStopped: If it has failed several times in a row.
         """
         block = _block(tile, self._block_zoom)
         url = self._layer_url.replace("{layer}", str(min(max(23 - zoom, 0), 13)))
@@ -93,11 +99,20 @@ class Captures:
             found = await self._collect(url, block, MAX_SPLITS, http)
         except FetchError as error:
             self._failures += 1
+            if error.outcome.is_transient:
+                raise self._outage(error) from None
             end = "; no more are asked for" if self._failures >= MAX_FAILURES else ""
             logger.warning("%s: no capture dates around tile %s%s: %s", self._source, block, end, error)
             return Footprints()
         self._failures = 0
         return await asyncio.to_thread(Footprints, found)
+
+    def _outage(self, error: FetchError) -> FetchError:
+        text = f"no capture date: {error}"
+        if self._failures < MAX_FAILURES:
+            return FetchError(text, source=self._source, item=error.item, outcome=error.outcome)
+        how = "set imagery.options.captures=false to do without the dates"
+        return SourceStopped(f"{text}; {how}", source=self._source, item=error.item, outcome=error.outcome)
 
     async def _collect(self, url: str, block: Tile, splits: int, http: Http) -> list[Footprint]:
         bounds = block.bounds

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from cvgl_data.errors import FetchError, NoImagery, SourceStopped
-from cvgl_data.redaction import redact
+from cvgl_data.redaction import beginning, redact
 from cvgl_data.responses import Response
 from cvgl_data.types import Outcome
 
@@ -87,8 +87,7 @@ def tile_trouble(response: Response, *, has_token: bool, source: str, item: str)
     kind = redact(response.headers.get("Content-Type", "")).partition(";")[0].strip().lower()
     # No type, or "some bytes", says nothing; the image's own header will.
     if kind not in ("", "application/octet-stream", "binary/octet-stream") and not kind.startswith("image/"):
-        begins = redact(body[:1024].decode("latin-1"))[:24]  # masked before it is cut: half a key is one too
-        text = f"the answer is {plain(kind)}, not an image (it begins with {begins!r}): {response.url}"
+        text = f"the answer is {plain(kind)}, not an image (it begins with {beginning(body, 24)}): {response.url}"
         return FetchError(redact(text), source=source, item=item, outcome=Outcome.WRONG_TYPE)
     return None
 

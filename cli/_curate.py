@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from json import dumps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -15,6 +15,7 @@ from ._options import (
     Out,
     Overrides,
     Revisions,
+    Workers,
     cell,
     new_app,
     note,
@@ -31,27 +32,90 @@ curate_app = new_app("")
 
 @curate_app.command()
 @takes_verbosity
-def decentrality(directory: DatasetDir, json: Json = False, quiet: bool = False) -> None:
+def quality(
+    directory: DatasetDir,
+    workers: Workers = 0,
+    overrides: Revisions = None,
+    json: Json = False,
+    quiet: bool = False,
+) -> None:
+    """Look at every fetched image: undecodable, blurred, dark, repeated, turned, too old. All of it is listed."""
+    from cvgl_data import pipeline
+
+    with (
+        progress_bar(quiet) as bar,
+        pipeline.resume(directory, overrides or (), workers=workers, progress=bar) as begun,
+    ):
+        rows = [count._asdict() for count in begun.quality()]
+        drop = begun.recipe.quality.drop
+    if json:
+        print_json(rows)
+        return
+    table(
+        f"Quality ({', '.join(drop) or 'nothing'} leaves the dataset)",
+        ["images", "check", "judged", "fail", "dropped"],
+        [[cell(value) for value in row.values()] for row in rows],
+    )
+    note(f"`cvgl-data pack {directory}` packs each image's measures as data/quality")
+
+
+@curate_app.command()
+@takes_verbosity
+def decentrality(
+    directory: DatasetDir,
+    figures: Annotated[
+        Path | None, typer.Option(help="Also draw figures of a packed dataset in this folder.", show_default=False)
+    ] = None,
+    formats: Annotated[
+        list[str] | None, typer.Option("--format", help="svg, png or pdf; repeatable.", show_default="svg, png")
+    ] = None,
+    json: Json = False,
+    quiet: bool = False,
+) -> None:
     """Pair every query with the references that cover it, and print how far from their centres the queries lie."""
     from cvgl_data import pipeline
 
     _print_decentrality(pipeline.decentrality(directory), json)
+    if figures is not None:
+        from cvgl_data.dataset import open_dataset
+        from cvgl_data.figures import write_figures
+
+        drawn = write_figures(open_dataset(directory), figures, formats or ("svg", "png"))
+        note(f"{len(drawn)} figures in {figures}")
 
 
 @curate_app.command("distance-map")
 @takes_verbosity
 def distance_map(
     directory: DatasetDir,
-    k: Annotated[int | None, typer.Option(min=1, help="Neighbors per reference.", show_default="the recipe's")] = None,
+    k: Annotated[int | None, typer.Option(min=1, help="Neighbors per row.", show_default="the recipe's")] = None,
+    of: Annotated[
+        Literal["references", "queries", "queries-to-references"], typer.Option(help="Neighbors of what, among what.")
+    ] = "references",
+    legacy_degrees: Annotated[
+        bool,
+        typer.Option("--legacy-degrees", help="The order of the published scripts, which take degrees for radians."),
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Parquet file, instead of DIR/.cvgl.", show_default=False)
+    ] = None,
     overrides: Revisions = None,
     quiet: bool = False,
 ) -> None:
-    """Compute the nearest references of each reference, in great-circle metres."""
+    """Compute the nearest references of each reference, in great-circle metres; other maps go to a file."""
     from cvgl_data import pipeline
 
-    with pipeline.resume(directory, overrides or ()) as begun:
-        found = begun.distance_map(k)
-    note(f"distance map of {found.num_rows} references in {directory}/.cvgl; `cvgl-data pack {directory}` packs it")
+    if out is None and (of != "references" or legacy_degrees):
+        raise typer.BadParameter("only the map of the references belongs to a dataset; name a file", param_hint="--out")
+    with progress_bar(quiet) as bar, pipeline.resume(directory, overrides or (), progress=bar) as begun:
+        found = begun.distance_map(k, of, legacy_degrees)
+    if out is None:
+        note(f"distance map of {found.num_rows:,} references; `cvgl-data pack {directory}` packs it")
+    else:
+        import pyarrow.parquet as pq
+
+        pq.write_table(found, out, compression="zstd")
+        note(f"distance map of {found.num_rows:,} rows in {out}")
 
 
 @curate_app.command()
@@ -77,28 +141,36 @@ def split(directory: DatasetDir, overrides: Revisions = None, json: Json = False
 def pack(
     directory: DatasetDir,
     format_: Annotated[
-        str,
-        typer.Option("--format", help="`parquet` packs DIR; `arrow` exports it to --out for `load_from_disk`."),
+        Literal["parquet", "arrow", "webdataset"],
+        typer.Option("--format", help="`parquet` packs DIR; the others export the packed dataset to --out."),
     ] = "parquet",
+    pano_size: Annotated[
+        str | None, typer.Option(metavar="WxH", help="Also pack the queries at this size.", show_default=False)
+    ] = None,
+    reference_size: Annotated[
+        int | None, typer.Option(min=0, help="Also pack the references at this side.", show_default=False)
+    ] = None,
     out: Out = None,
     overrides: Revisions = None,
     quiet: bool = False,
 ) -> None:
-    """Write the Parquet shards that the Hub, `datasets` and training read alike."""
+    """Write the Parquet shards that the Hub, `datasets` and training read alike, or export them."""
     from cvgl_data import pipeline
 
-    if format_ == "arrow":
+    if format_ != "parquet":
         if out is None:
-            raise typer.BadParameter("--format arrow needs a folder to write to", param_hint="--out")
-        pipeline.export(directory, out)
-        note(f"exported {out}; `datasets.load_from_disk` opens each of its folders")
-    elif format_ == "parquet":
-        if out is not None:
-            raise typer.BadParameter("parquet is packed into DIR itself", param_hint="--out")
-        with progress_bar(quiet) as bar, pipeline.resume(directory, overrides or (), progress=bar) as begun:
-            note(f"packed {begun.pack()}")
-    else:
-        raise typer.BadParameter(f"'{format_}' is neither parquet nor arrow", param_hint="--format")
+            raise typer.BadParameter(f"--format {format_} needs a folder to write to", param_hint="--out")
+        pipeline.export(directory, out, format_)
+        how = "`datasets.load_from_disk` opens each of its folders" if format_ == "arrow" else "tar files by table"
+        note(f"exported {out}: {how}")
+        return
+    if out is not None:
+        raise typer.BadParameter("parquet is packed into DIR itself", param_hint="--out")
+    sizes = {"pack.panorama_size": pano_size, "pack.reference_size": reference_size}
+    given = [f"{key}={dumps(value)}" for key, value in sizes.items() if value is not None]
+    revised = [*given, *(overrides or ())]
+    with progress_bar(quiet) as bar, pipeline.resume(directory, revised, progress=bar) as begun:
+        note(f"packed {begun.pack()}")
 
 
 @curate_app.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -60,3 +61,36 @@ def verify(
     if problems:
         note(f"{len(problems)} problems")
         raise typer.Exit(PARTIAL)
+
+
+@look_app.command()
+@takes_verbosity
+def stats(directory: DatasetDir, json: Json = False, quiet: bool = False) -> None:
+    """Print what a paper's table asks for: decentrality, queries per reference, dates, sources, licences, quality."""
+    from cvgl_data.dataset import open_dataset
+    from cvgl_data.statistics import read_extras, statistics, tables
+
+    failures, quality = read_extras(directory)
+    found = statistics(open_dataset(directory), failures=failures, quality=quality)
+    if json:
+        print_json(tables(found))
+        return
+    for name, rows in tables(found).items():
+        rows_table(name, rows)
+
+
+@look_app.command()
+@takes_verbosity
+def report(
+    directory: DatasetDir,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The page.", show_default="DIR/report/index.html")
+    ] = None,
+    images: Annotated[bool, typer.Option(help="Put small copies of images into the page.")] = True,
+    seed: Annotated[int, typer.Option(min=0, help="Chooses the samples.")] = 0,
+    quiet: bool = False,
+) -> None:
+    """Write one HTML page about a dataset: map, pairs, figures, dates, sources, failures, samples. Needs no network."""
+    from cvgl_data.report import write_report
+
+    note(f"wrote {write_report(directory, out, seed=seed, with_images=images)}")

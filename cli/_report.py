@@ -33,7 +33,9 @@ def print_report(folder: Path, report: Report, json: bool) -> None:
         note(f"warning: none of the {num_queries} queries is covered by any reference: there are no pairs")
     elif report.num_covered < num_queries:
         note(f"warning: {num_queries - report.num_covered} of {num_queries} queries are covered by no reference")
-    note(f"built {folder}; `cvgl-data show {folder}` describes it")
+    page = folder / "report" / "index.html"
+    look = f"look at {page}" if page.is_file() else f"`cvgl-data show {folder}` describes it"
+    note(f"built {folder}; {look}")
     exit_if_failed(report.num_failed)
 
 

@@ -12,6 +12,7 @@ from cvgl_data.recipe import DatasetRecipe
 
 from ._curate import curate_app
 from ._fetch_options import Rate, Settings, takes_fetch_settings
+from ._hub import hub_app
 from ._look import look_app
 from ._options import (
     DryRun,
@@ -85,10 +86,11 @@ def build(
     settings: Settings,
     out: Out = None,
     dry_run: DryRun = False,
+    page: Annotated[bool, typer.Option("--report/--no-report", help="Write DIR/report/index.html at the end.")] = True,
     json: Json = False,
     quiet: bool = False,
 ) -> None:
-    """Build a dataset: plan, fetch, pair, distance map, split, pack. Run it again to go on after an interruption."""
+    """Build a dataset: fetch, quality, pair, distance map, split, pack, report. Run it again after an interruption."""
     from cvgl_data import pipeline, planning
 
     if dry_run:
@@ -97,6 +99,11 @@ def build(
     folder = out or Path(recipe.name)
     with progress_bar(quiet) as bar:
         report = pipeline.build(recipe, folder, progress=bar, **settings)
+        if page:
+            from cvgl_data.report import write_report
+
+            bar.stage("report", None)
+            write_report(folder)
     print_report(folder, report, json)
 
 
@@ -140,6 +147,7 @@ def fetch_queries(
 
 app.add_typer(curate_app)
 app.add_typer(look_app)
+app.add_typer(hub_app)
 
 
 def main() -> None:

@@ -23,6 +23,7 @@ Ints = NDArray[np.int64]
 READERS: Registry[Callable[..., CrossViewDataset]] = Registry(
     "reader",
     {
+        "hub": "cvgl_data.hub.opening:read",
         "packed": "cvgl_data.readers.packed:read",
     },
     group="cvgl.readers",
@@ -34,7 +35,8 @@ def open_dataset(path_or_hub_id: str | Path, *, verify: bool = False) -> CrossVi
     """Open a dataset.
 
     Args:
-        path_or_hub_id: Folder that ``cvgl-data build`` or ``pack`` made; ``reader:folder`` picks another layout.
+        path_or_hub_id: Folder that ``cvgl-data build`` or ``pack`` made; ``reader:folder`` picks another layout, and
+            ``hub:user/name``, perhaps with ``@revision``, a dataset with images on the Hub.
         verify: Compare the hash of every file with the manifest; otherwise only sizes are compared.
 
     Raises:
@@ -48,6 +50,8 @@ def open_dataset(path_or_hub_id: str | Path, *, verify: bool = False) -> CrossVi
         name, location = "packed", str(path_or_hub_id)
     elif name not in READERS:
         raise UnknownNameError(f"unknown reader '{name}' in '{path_or_hub_id}'{did_you_mean(name, READERS)}")
+    if name == "hub":
+        return READERS.load(name)(location, verify=verify)
     folder = Path(location)
     if not folder.is_dir():
         raise DatasetNotFoundError(f"no dataset folder '{location}'; `cvgl-data build --out {location}` makes one")

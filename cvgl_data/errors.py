@@ -12,6 +12,8 @@ CvglError
 ├── DatasetError                       a dataset on disk is damaged: names the file and what is wrong
 ├── TermsError                         terms of use were not accepted: says what they restrict and how to accept
 ├── CheckpointError                    a run or its weights cannot be loaded; says what did not match
+├── HubError                           the Hub refuses, cannot be reached, or holds something else; says what to do
+│   └── RedistributionError            images may not be published; counts the rows by reason
 └── FetchError                         a source gave up; carries source, item, outcome
     ├── NoImagery                      the source has no pixels there: a fact, not a failure
     ├── NoPanorama                     the id no longer resolves: a fact, not a failure
@@ -22,6 +24,9 @@ Each also derives from the built-in it refines, so ``except FileNotFoundError`` 
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 from cvgl_data.types import Outcome
 
@@ -68,6 +73,23 @@ class TermsError(CvglError):
 
 class CheckpointError(CvglError):
     """A run folder or its weights cannot be loaded."""
+
+
+class HubError(CvglError):
+    """The Hub refuses, cannot be reached, or does not hold what was asked for."""
+
+
+class RedistributionError(HubError):
+    """Some images may not be published; nothing was uploaded.
+
+    Args:
+        message: How many rows for which reasons.
+        rows: One `cvgl_data.hub.redistribution.Refusal` per image.
+    """
+
+    def __init__(self, message: str, rows: Sequence[Any] = ()) -> None:
+        super().__init__(message)
+        self.rows = tuple(rows)
 
 
 class FetchError(CvglError):

@@ -103,6 +103,7 @@ def reimage(folder: Path, out: Path, imagery: ImageryRecipe, **settings: Any) ->
 
 def _finish(begun: Build, outcomes: dict[str, dict[str, int]], split: Callable[[], dict[str, int]]) -> Report:
     """Do what follows once everything has been fetched."""
+    begun.quality()
     pairs = begun.pair()
     begun.distance_map()
     counts = split()
@@ -237,7 +238,10 @@ def decentrality(folder: Path) -> list[dict[str, Any]]:
         return decentrality_rows(pairs, queries)
 
 
-def export(folder: Path, out: Path) -> None:
-    """Export a packed dataset as Arrow files for ``datasets.load_from_disk``."""
+def export(folder: Path, out: Path, format_: str = "arrow") -> None:
+    """Export a packed dataset for others: ``arrow`` for ``datasets.load_from_disk``, or ``webdataset``."""
     open_dataset(folder)
-    shards.export_arrow(folder, out)
+    if format_ == "arrow":
+        shards.export_arrow(folder, out)
+    else:
+        shards.export_webdataset(folder, out)

@@ -122,7 +122,37 @@ QUALITY = _table(
         ("area", pa.string()),
         ("keep", pa.bool_()),  # whether the image stays in the dataset
         ("reason", pa.string()),  # checks that it failed, comma-separated, in the order of the columns; "" for none
-        # what was measured and one flag for each check follow; see cvgl_data.quality
+        # measures; null: does not apply to this kind of image, or unknown
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("luma_mean", pa.float32()),  # brightness, 0 to 255
+        ("luma_std", pa.float32()),
+        ("dark_share", pa.float32()),
+        ("bright_share", pa.float32()),
+        ("sharpness", pa.float32()),  # how much detail another blur would take away
+        ("nadir_blank_deg", pa.float32()),  # radius of the cap at the bottom that is black or painted over
+        ("seam_ratio", pa.float32()),  # step from the last column to the first, relative to other neighbors
+        ("fill_share", pa.float32()),  # pure black or white
+        ("water_share", pa.float32()),
+        ("perceptual_hash", pa.string()),  # 64 bits as hexadecimal digits
+        ("duplicate_of", pa.string()),  # id of the image that this one repeats
+        ("age_gap_years", pa.float32()),  # capture of the query minus that of its positive
+        ("heading_offset_deg", pa.float32()),  # source_heading_deg minus course over ground, median of the sequence
+        ("heading_error_deg", pa.float32()),  # how far this image is from that, -180 to 180
+        # one flag for each check of the quality recipe, by its name; null: nothing to judge by
+        ("undecodable", pa.bool_()),
+        ("wrong_shape", pa.bool_()),  # panorama not 2:1, reference not square
+        ("constant", pa.bool_()),
+        ("blurred", pa.bool_()),
+        ("underexposed", pa.bool_()),
+        ("overexposed", pa.bool_()),
+        ("blank_nadir", pa.bool_()),
+        ("seam", pa.bool_()),
+        ("no_data", pa.bool_()),
+        ("water", pa.bool_()),
+        ("duplicate", pa.bool_()),
+        ("age_gap", pa.bool_()),
+        ("wrong_heading", pa.bool_()),
     ],
 )
 

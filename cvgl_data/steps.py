@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from cvgl_data import fetch, neighbors, pairing, shards, splits, terms
+from cvgl_data import fetch, neighbors, pairing, quality, shards, splits, terms
 from cvgl_data.contents import CREDIT, Contents
 from cvgl_data.curation import curate
 from cvgl_data.dataset import CrossViewDataset
@@ -20,6 +20,7 @@ from cvgl_data.fetch.repeats import flagged, repeated
 from cvgl_data.grid import Windows
 from cvgl_data.http import Http
 from cvgl_data.planning import areas, discover, most_panoramas, windows_of, without_repeats
+from cvgl_data.quality import CheckCount
 from cvgl_data.readers.packed import MANIFEST
 from cvgl_data.recipe import DatasetRecipe
 from cvgl_data.running import run
@@ -175,18 +176,15 @@ class Build:
         )
         return self._write_splits(assigned)
 
-    def quality(self) -> dict[str, dict[str, int]]:
-        """Look at every fetched image; returns kind to check to how many images fail it.
+    def quality(self) -> list[CheckCount]:
+        """Look at every fetched image; returns how many fail which check.
 
         Images that fail a check of the recipe's ``quality.drop`` are in none of the later steps but the last, which
         lists them.
         """
-        from cvgl_data import quality
-
         contents = self.contents
         with contents.store("references") as references, contents.store("queries") as queries:
             reference_ids, query_ids = contents.fetched("references", references), contents.fetched("queries", queries)
-            self.progress.stage("quality", len(reference_ids) + len(query_ids))
             assessed = quality.assess(
                 references.batches(reference_ids),
                 queries.batches(query_ids),
@@ -194,11 +192,9 @@ class Build:
                 workers=self.workers,
                 progress=self.progress,
             )
-        counts = {}
         for kind, table in zip(("references", "queries"), assessed, strict=True):
             self.workspace.write_table(f"quality_{kind}", table)
-            counts[kind] = quality.count_reasons(table)
-        return counts
+        return quality.count_failures(*assessed)
 
     def pair(self) -> pa.Table:
         """Pair every query with the references that cover it."""
@@ -207,11 +203,27 @@ class Build:
         self.workspace.write_table("pairs", pairs)
         return pairs
 
-    def distance_map(self, k: int | None = None) -> pa.Table:
-        """Find the k nearest references of each reference (default: the recipe's k)."""
+    def distance_map(self, k: int | None = None, of: str = "references", legacy_degrees: bool = False) -> pa.Table:
+        """Find the nearest others of each image; that of the references in true order is kept for the dataset.
+
+        Args:
+            k: Neighbors per row; default: the recipe's.
+            of: ``references`` or ``queries`` among themselves, or ``queries-to-references``.
+            legacy_degrees: See `cvgl_data.neighbors.distance_map`.
+        """
         self.progress.stage("distance map", None)
-        found = neighbors.distance_map(self.references(), k or self.recipe.distance_map.k)
-        self.workspace.write_table("distance_map", found)
+        recipe = self.recipe.distance_map
+        found = neighbors.distance_map(
+            self.queries() if of == "queries" else self.references(),
+            k or recipe.k,
+            queries=self.queries() if of == "queries-to-references" else None,
+            exclude=self.workspace.read_table("pairs") if recipe.exclude_semi_positives else None,
+            same_area=recipe.same_area,
+            radius_m=recipe.radius_m,
+            legacy_degrees=legacy_degrees,
+        )
+        if of == "references" and not legacy_degrees:
+            self.workspace.write_table("distance_map", found)
         return found
 
     def split(self) -> dict[str, int]:
@@ -241,6 +253,7 @@ class Build:
                 pairs=table("pairs"),
                 distance_map=table("distance_map"),
                 splits=table("splits"),
+                quality=contents.quality(),
                 failures=pa.concat_tables(
                     [contents.failures("references", references), contents.failures("queries", queries)]
                 ),

@@ -696,9 +696,9 @@ def test_recorded_answers_can_be_read(golden, service):
         asyncio.run(GoogleStaticPanoramas()._metadata({"pano": "x"}, http, "x"))
     names = {"createSession": "tiles_session.json", "metadata": "tiles_metadata.json"}
     http = Canned({key: (folder / name).read_bytes() for key, name in names.items()})
-    found = asyncio.run(GoogleTilesPanoramas()._metadata("rZ9KeTyhA11i0VppYNzsSg", http))
-    assert (found.imageWidth, found.heading, found.tilt, found.roll) == (13312, 94.35, 88.39652, 1.7181772)
-    assert (found.lng, found.lat) == (-122.084465, 37.420864)
+    found = asyncio.run(GoogleTilesPanoramas()._metadata("cvglMadeUpPanorama0001", http))
+    assert (found.imageWidth, found.heading, found.tilt, found.roll) == (13312, 123.45, 88.75, 1.25)
+    assert (found.lng, found.lat) == (-122.334567, 47.612345)
 
 
 @pytest.mark.parametrize("kind", _SOURCES)

@@ -51,6 +51,8 @@ def read(folder: Path, *, verify: bool = False, resized: bool = False) -> CrossV
         SchemaError: If it has another schema version.
     """
     manifest = read_manifest(folder)
+    if manifest.get("images") is False:
+        raise DatasetError(f"'{folder}' holds no images; `cvgl-data pull {folder} --out DIR` fetches them")
     check_files(folder, manifest, verify=verify)
     expected = schema.without_image(schema.REFERENCES)
     references = _read_table(folder, manifest, "references_meta", schema.GALLERY, expected)

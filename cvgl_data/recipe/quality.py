@@ -54,9 +54,10 @@ class QualityRecipe:
     """``overexposed`` above it."""
     bright_share_max: float = 0.4
     """``overexposed`` above it: share of pixels brighter than 249 of 255."""
-    nadir_blank_max_deg: float = 8.0
-    """``blank_nadir`` above it: radius of the cap at the bottom that is black or painted over."""
-    seam_ratio_max: float = 0.6
+    nadir_blank_max_deg: float = 18.0
+    """``blank_nadir`` above it: radius of the cap at the bottom that is black or painted over. A tripod hides
+    about as much."""
+    seam_ratio_max: float = 0.5
     """``seam`` above it: how far the first and last column differ, relative to columns that lie side by side."""
     fill_share_max: float = 0.25
     """``no_data`` above it: share of a reference that is pure black or white."""

@@ -70,6 +70,10 @@ class Workers:
     def _start(self) -> Executor:
         if self._count == 1:
             return ThreadPoolExecutor(1)
+        # While OpenCV is being imported, its folder is on sys.path, and a process that starts then takes
+        # OpenCV's `typing` for Python's.
+        import cv2  # noqa: F401
+
         resource_tracker.ensure_running()
         return ProcessPoolExecutor(
             self._count, mp_context=multiprocessing.get_context("spawn"), initializer=_begin_work

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 import sys
 import tomllib
@@ -31,7 +32,8 @@ from cvgl_data.store import Store
 
 logger = logging.getLogger(__name__)
 
-TABLE_FOLDERS = ("references", "queries", "pairs", "distance_map", "references_meta", "queries_meta", "failures")
+_TABLES = ("references", "queries", "pairs", "distance_map", "references_meta", "queries_meta", "quality", "failures")
+_RESIZED = re.compile(r"references_\d+|queries_\d+x\d+")
 """Folders below ``data`` whose files are ours to delete; anything else there is the user's."""
 
 
@@ -185,8 +187,9 @@ class Workspace:
         replace_file(self.state / "recipe.toml", lambda path: _write_text(path, "half deleted"))
         (self.folder / "manifest.json").unlink(missing_ok=True)
         data = self.folder / "data"
-        for name in TABLE_FOLDERS:
-            shutil.rmtree(data / name, ignore_errors=True)
+        for folder in data.glob("*"):
+            if is_table(folder.name):
+                shutil.rmtree(folder, ignore_errors=True)
         if data.is_dir() and not any(data.iterdir()):
             data.rmdir()
         for entry in sorted(self.state.iterdir()):
@@ -194,6 +197,11 @@ class Workspace:
                 shutil.rmtree(entry)
             elif entry.name not in ("lock", "recipe.toml"):
                 entry.unlink()
+
+
+def is_table(name: str) -> bool:
+    """Whether a folder below ``data`` is ours: that of a table, or of its images at another size."""
+    return name in _TABLES or _RESIZED.fullmatch(name) is not None
 
 
 def _is_dataset(folder: Path) -> bool:

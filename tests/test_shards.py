@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -19,12 +21,11 @@ from hypothesis import strategies as st
 
 from cvgl_data import image_index, schema, shards
 from cvgl_data.errors import DatasetError, SchemaError
-from cvgl_data.neighbors import distance_map
+from cvgl_data.neighbors import IDS_KEY, distance_map
 from cvgl_data.pairing import pair
 from cvgl_data.recipe import DatasetRecipe, PackRecipe, SplitRecipe, resolve
-from cvgl_data.shards import card
+from cvgl_data.shards import card, files, image_files
 from cvgl_data.splits import split
-from cvgl_data.workspace import TABLE_FOLDERS
 
 RECIPE = DatasetRecipe(name="toy", split=SplitRecipe(block_m=150))
 
@@ -52,7 +53,7 @@ def images_of(table: pa.Table) -> dict[str, bytes]:
 def test_layout_and_manifest(packed):
     manifest = json.loads((packed / "manifest.json").read_text())
     found = contents(packed)
-    assert set(manifest["files"]) == set(found) - {"manifest.json"}
+    assert set(manifest["files"]) == set(found) - {"manifest.json", "README.md"}
     for name, entry in manifest["files"].items():
         assert entry["bytes"] == len(found[name])
         assert entry["sha256"] == hashlib.sha256(found[name]).hexdigest()
@@ -144,6 +145,28 @@ def test_index_of_any_uncompressed_plain_file(sizes, group, page, version, crc, 
     assert [data[offset : offset + length] for offset, length in image_index.build(path).tolist()] == values
 
 
+@given(
+    sizes=st.lists(st.one_of(st.integers(0, 3000), st.integers(200_000, 400_000)), min_size=1, max_size=60),
+    group=st.integers(1, 70),
+    batch=st.integers(1, 70),
+)
+@settings(max_examples=25, deadline=None)
+def test_index_of_what_was_written_needs_only_the_lengths(sizes, group, batch, tmp_path_factory):
+    path = tmp_path_factory.mktemp("index") / "images.parquet"
+    images = [{"bytes": bytes([row % 251]) * size, "path": None} for row, size in enumerate(sizes)]
+    table = pa.table({"n": list(range(len(sizes))), "image": pa.array(images, schema.IMAGE)})
+    table = pa.Table.from_batches(table.to_batches(max_chunksize=batch))
+    with image_files.open_writer(path, table.schema) as writer:
+        for start in range(0, len(sizes), group):
+            _, lengths = image_files.write_group(writer, table.slice(start, group), start)
+            assert lengths.tolist() == sizes[start : start + group]
+    index = image_files.index_of(path, np.array(sizes))
+    np.testing.assert_array_equal(index, image_index.build(path))
+    assert index[:, 1].tolist() == sizes
+    with pytest.raises(DatasetError, match="does not hold the images"):
+        image_files.index_of(path, np.array(sizes) + 1)
+
+
 def test_index_refuses_what_it_cannot_slice(tmp_path):
     path = tmp_path / "images.parquet"
     images = [{"bytes": b"abc" * 100, "path": None}] * 20
@@ -231,7 +254,11 @@ def test_packing_again_replaces_everything(tmp_path, tables):
 
 
 def test_every_table_that_is_packed_is_in_a_folder_known_as_ours(packed):
-    assert {path.name for path in (packed / "data").iterdir()} == set(TABLE_FOLDERS) > set(card.TABLES)
+    names = {path.name for path in (packed / "data").iterdir()}
+    listed = set(card.tables(json.loads((packed / "manifest.json").read_text())["files"]))
+    assert listed < names
+    assert all(files.is_table(name) for name in (*names, "quality", "queries_768x384", "references_384"))
+    assert not any(files.is_table(name) for name in ("mine", "queries_768", "references_384x384", "references_old"))
 
 
 def test_a_failed_packing_leaves_the_earlier_dataset_whole(tmp_path, tables):
@@ -295,8 +322,116 @@ def test_tables_that_do_not_belong_together(tmp_path, tables):
     without = queries.set_column(1, "image", pa.array(images, schema.IMAGE))
     with pytest.raises(DatasetError, match="query_id 'pano_00002' has no image"):
         pack(queries=without)
+    # The same ids, but rows of another table: those of queries against references, say.
+    elsewhere = good["distance_map"].schema.with_metadata({IDS_KEY: b"of other rows"})
+    with pytest.raises(SchemaError, match="distance map is not of these references"):
+        pack(distance_map=good["distance_map"].cast(elsewhere))
     assert contents(tmp_path / "out") == {}
     assert pack()["counts"]["references"] == 64
+
+
+def quality_of(references: pa.Table, queries: pa.Table) -> pa.Table:
+    """One row for each image, in no order, and a column that the schema does not have."""
+    ids = [(name, "query") for name in queries["query_id"].to_pylist()[::-1]]
+    ids += [(name, "reference") for name in references["reference_id"].to_pylist()]
+    rows = [
+        {"id": name, "kind": kind, "area": "seattle", "keep": number % 7 != 0, "reason": "", "luma_mean": 3.5}
+        for number, (name, kind) in enumerate(ids)
+    ]
+    return pa.Table.from_pylist(rows, schema.QUALITY).append_column("extra", pa.array(range(len(rows))))
+
+
+def test_quality_is_packed_in_two_splits(tables, tmp_path, hub):
+    references, queries = tables
+    pairs = pair(queries, references)
+
+    def pack(out, quality):
+        return shards.pack(
+            out,
+            RECIPE,
+            references=toy.batches(references, 50),
+            queries=toy.batches(queries, 50),
+            pairs=pairs,
+            distance_map=distance_map(references, 4),
+            splits=split(queries, pairs, references, RECIPE.split, 0),
+            failures=schema.FAILURES.empty_table(),
+            quality=quality,
+        )
+
+    quality = quality_of(references, queries)
+    manifest = pack(tmp_path / "out", quality)
+    for name, ids in (("references", references["reference_id"]), ("queries", queries["query_id"])):
+        path = f"data/quality/{name}-00000-of-00001.parquet"
+        assert manifest["files"][path]["rows"] == len(ids)
+        found = pq.read_table(tmp_path / "out" / path, partitioning=None)
+        schema.check(found.schema, schema.QUALITY, path)
+        assert found.schema.names == [*schema.QUALITY.names, "extra"]
+        assert found["id"].to_pylist() == sorted(ids.to_pylist())
+        assert set(found["keep"].to_pylist()) == {True, False}
+    files = {"references": str(tmp_path / "out/data/quality/references-*.parquet")}
+    assert hub("parquet", data_files=files)["references"].num_rows == 64
+
+    shuffled = quality.take(pa.array(np.random.default_rng(0).permutation(quality.num_rows)))
+    pack(tmp_path / "again", shuffled)
+    assert contents(tmp_path / "again") == contents(tmp_path / "out")
+    assert "data/quality/queries-00000-of-00001.parquet" not in pack(tmp_path / "out", None)["files"]
+    assert not (tmp_path / "out/data/quality").exists()
+    with pytest.raises(SchemaError, match="quality table has no column 'keep'"):
+        pack(tmp_path / "out", quality.drop_columns("keep"))
+
+
+STREAMED = """
+import re, sys
+from pathlib import Path
+import numpy as np
+import pyarrow as pa
+sys.path.insert(0, sys.argv[1])
+import toy_tables as toy
+from cvgl_data import schema, shards
+from cvgl_data.neighbors import distance_map
+from cvgl_data.recipe import DatasetRecipe
+
+NUM, AT_ONCE = 832, 64
+references = toy.references(toy.windows(3, 3))
+row = toy.scattered(1, 3, 3)
+
+def megabytes(key):
+    return int(re.search(rf"{key}:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1000
+
+def batches():
+    for start in range(0, NUM, AT_ONCE):
+        table = pa.concat_tables([row] * AT_ONCE)
+        ids = [f"pano_{start + number:06d}" for number in range(AT_ONCE)]
+        images = [{"bytes": np.random.default_rng(number).bytes(390_000), "path": None} for number in range(AT_ONCE)]
+        table = table.set_column(0, "query_id", pa.array(ids)).set_column(1, "image", pa.array(images, schema.IMAGE))
+        yield from table.combine_chunks().to_batches()
+
+ids = [f"pano_{number:06d}" for number in range(NUM)]
+def pack(out, batches, ids):
+    shards.pack(
+        Path(out),
+        DatasetRecipe(name="streamed"),
+        references=references.to_batches(),
+        queries=batches,
+        pairs=schema.PAIRS.empty_table(),
+        distance_map=distance_map(references, 2),
+        splits=pa.table({"query_id": ids, "split": ["train"] * len(ids), "reason": [""] * len(ids)}),
+        failures=schema.FAILURES.empty_table(),
+    )
+pack(sys.argv[2] + "/small", [], [])  # imports
+before = megabytes("VmRSS")
+pack(sys.argv[2] + "/large", batches(), ids)
+print(megabytes("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
+def test_324_mb_of_panoramas_take_at_most_260_mb_of_memory(tmp_path):
+    """A batch, its copy in a split, and a row group of 25 MB each."""
+    command = [sys.executable, "-c", STREAMED, str(Path(__file__).parent), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert sum(path.stat().st_size for path in tmp_path.glob("large/data/queries/*.parquet")) > 324_000_000
+    assert float(done.stdout) < 260
 
 
 def test_geopandas_draws_the_meta_tables(packed, tables):
@@ -351,33 +486,6 @@ def test_a_dataset_without_any_pair_loads(tables, tmp_path, hub):
     # `datasets` loads no empty split, so there is none.
     assert not (tmp_path / "out/data/pairs").exists()
     assert "config_name: pairs" not in (tmp_path / "out/README.md").read_text()
-
-
-def test_export_arrow(packed, tmp_path):
-    import datasets
-
-    out = tmp_path / "arrow"
-    shards.export_arrow(packed, out)
-    queries = datasets.load_from_disk(str(out / "queries"))
-    assert set(queries) == set(schema.SPLITS)
-    assert queries["train"][0]["image"].size == (96, 48)
-    assert sorted(path.name for path in out.iterdir()) == sorted(
-        ["references", "queries", "pairs", "distance_map", "references_meta", "queries_meta"]
-    )
-    assert not (tmp_path / "arrow.tmp").exists()
-    with pytest.raises(DatasetError, match="exists already"):
-        shards.export_arrow(packed, out)
-
-
-def test_a_damaged_dataset_is_not_exported(tables, tmp_path):
-    toy.pack(tmp_path / "packed", *tables)
-    shard = tmp_path / "packed/data/queries/train-00000-of-00001.parquet"
-    content = bytearray(shard.read_bytes())
-    content[len(content) // 2] ^= 1
-    shard.write_bytes(content)
-    with pytest.raises(DatasetError, match=r"train-00000-of-00001\.parquet' is not what was packed"):
-        shards.export_arrow(tmp_path / "packed", tmp_path / "arrow")
-    assert not list(tmp_path.glob("arrow*"))
 
 
 def test_card(packed):

@@ -132,7 +132,7 @@ def flip(folder, name, at):
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("name", [TRAIN, PAIRS, RECIPE, "README.md", f"data/queries/_{TRAIN[13:]}.index.npy"])
+@pytest.mark.parametrize("name", [TRAIN, PAIRS, RECIPE, f"data/queries/_{TRAIN[13:]}.index.npy"])
 def test_a_flipped_bit_in_any_file(folder, name):
     flip(folder, name, -1 if name == RECIPE else 12)
     assert (name, "", "is not what was packed, its sha256 differs from the manifest's") in shown(verify(folder))
@@ -158,7 +158,7 @@ def test_a_truncated_file(folder, name):
         assert [(problem.where, problem.what[:14]) for problem in found[1:]] == [(name, "cannot be read")]
 
 
-@pytest.mark.parametrize("name", [GALLERY, GALLERY_META, TRAIN_META, PAIRS, DISTANCES, "README.md"])
+@pytest.mark.parametrize("name", [GALLERY, GALLERY_META, TRAIN_META, PAIRS, DISTANCES, RECIPE])
 def test_a_missing_file(folder, name):
     (folder / name).unlink()
     assert (name, "", "is missing") in shown(verify(folder))
@@ -424,11 +424,11 @@ def test_damage_is_found_and_never_an_exception(packed, tmp_path_factory, data):
 
 
 def test_problems_come_in_a_fixed_order(folder):
-    (folder / "README.md").unlink()
+    (folder / "recipe.toml").unlink()
     flip(folder, PAIRS, 12)
     flip(folder, TRAIN, -1)
     assert verify(folder) == verify(folder)
-    assert [problem.where for problem in verify(folder)][:3] == ["README.md", PAIRS, TRAIN]
+    assert [problem.where for problem in verify(folder)][:3] == [PAIRS, TRAIN, "recipe.toml"]
 
 
 def test_progress_is_told(packed):

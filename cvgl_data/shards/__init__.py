@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,13 +20,21 @@ import pyarrow.compute as pc
 from cvgl_data import schema
 from cvgl_data.arrow_files import writing_to
 from cvgl_data.errors import DatasetError, SchemaError
-from cvgl_data.readers.packed import MANIFEST, check_files, read_manifest
+from cvgl_data.neighbors import IDS_KEY, ids_sha256
+from cvgl_data.readers.packed import MANIFEST
 from cvgl_data.recipe import DatasetRecipe, to_toml
 from cvgl_data.shards import card, geoparquet
-from cvgl_data.shards.files import TMP, ImageWriter, ShardFiles, entry, files_of_tables
+from cvgl_data.shards.exports import export_arrow, export_webdataset
+from cvgl_data.shards.files import TMP, ShardFiles, entry, remove_strangers
+from cvgl_data.shards.image_files import ImageWriter
+from cvgl_data.shards.resizing import ResizedWriter, sizes
+from cvgl_data.shards.tally import tally
+
+__all__ = ["Credit", "export_arrow", "export_webdataset", "pack"]
 
 REFERENCES_PER_GROUP = 1000
 QUERIES_PER_GROUP = 64
+RESIZED_QUERIES_PER_GROUP = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +58,7 @@ def pack(
     distance_map: pa.Table,
     splits: pa.Table,
     failures: pa.Table,
+    quality: pa.Table | None = None,
     credits: Sequence[Credit] = (),
     terms_accepted: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -58,7 +66,8 @@ def pack(
 
     Everything is written beside its place first; an earlier dataset in the folder stays whole until all shards are
     there. The manifest is taken away before the first file is replaced and written last, so its existence means
-    complete.
+    complete. Where the recipe asks for other sizes, images are packed at these as well, see
+    `cvgl_data.shards.resizing`.
 
     Args:
         out: Dataset folder; the folders of its tables below ``data`` hold nothing else afterwards.
@@ -70,12 +79,13 @@ def pack(
         distance_map: Schema ``DISTANCE_MAP`` of these references in this order.
         splits: ``query_id``, ``split``, ``reason`` of every query, as `cvgl_data.splits.split` gives them.
         failures: Schema ``FAILURES``; the queries in no split are added.
+        quality: Schema ``QUALITY``, of references and queries, those that were left out as well; extra columns stay.
         credits: Sources, for the card and the manifest.
         terms_accepted: Terms of use that the user accepted, and when, for the manifest.
 
     Raises:
         SchemaError: If ids are not sorted and unique, or the tables do not belong together.
-        DatasetError: If a row has no image.
+        DatasetError: If a row has no image, or one that is to be resized cannot be decoded.
     """
     with writing_to(out):
         data = out / "data"
@@ -83,19 +93,25 @@ def pack(
         files.discard()
         try:
             counts, releases = _write_tables(files, recipe, references, queries, pairs, distance_map, splits, failures)
+            if quality is not None:
+                _write_quality(files, quality)
         except BaseException:
             files.discard()
             raise
         (out / MANIFEST).unlink(missing_ok=True)
         entries = files.put_in_place()
-        for path in files_of_tables(data):
-            if path.relative_to(out).as_posix() not in entries:
-                path.unlink()
+        remove_strangers(data, {out / name for name in entries})
 
-        text = card.render(recipe.name, entries, counts, [asdict(credit) for credit in credits])
-        for name, content in (("README.md", text), ("recipe.toml", to_toml(recipe))):
-            _write_atomically(out / name, content)
-            entries[name] = entry(out / name)
+        text = card.render(
+            recipe.name,
+            entries,
+            counts,
+            [asdict(credit) for credit in credits],
+            counted=tally(out, entries),
+        )
+        _write_atomically(out / "README.md", text)  # not in the manifest: its author may add to it
+        _write_atomically(out / "recipe.toml", to_toml(recipe))
+        entries["recipe.toml"] = entry(out / "recipe.toml")
         manifest = {
             "schema_version": schema.VERSION,
             "name": recipe.name,
@@ -107,39 +123,6 @@ def pack(
         }
         _write_atomically(out / MANIFEST, json.dumps(manifest, indent=1) + "\n")
         return manifest
-
-
-def export_arrow(dataset_dir: Path, out: Path) -> None:
-    """Write every table as Arrow files that ``datasets.load_from_disk(out / table)`` opens.
-
-    Args:
-        dataset_dir: A packed dataset.
-        out: New folder, one sub-folder per table.
-
-    Raises:
-        DatasetError: If ``out`` exists, or the dataset is incomplete or damaged.
-    """
-    import datasets
-
-    if out.exists():
-        raise DatasetError(f"'{out}' exists already; name another folder for the Arrow export")
-    manifest = read_manifest(dataset_dir)
-    check_files(dataset_dir, manifest, verify=True)
-    part = out.with_name(out.name + TMP)
-    shutil.rmtree(part, ignore_errors=True)
-    had_bars = not datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    try:
-        for table in card.tables(manifest["files"]):
-            loaded = datasets.load_dataset(str(dataset_dir), table, cache_dir=str(part / ".cache"))
-            loaded.save_to_disk(str(part / table))
-            del loaded
-        shutil.rmtree(part / ".cache", ignore_errors=True)
-        os.replace(part, out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-        if had_bars:
-            datasets.enable_progress_bars()
 
 
 def _write_tables(
@@ -154,16 +137,25 @@ def _write_tables(
 ) -> tuple[dict[str, Any], list[str]]:
     """Write the shards beside their place; returns counts, and the releases of the references."""
     shard_bytes = int(recipe.pack.shard_mb * 1_000_000)
-    gallery = ImageWriter(files, "references", schema.GALLERY, schema.REFERENCES, REFERENCES_PER_GROUP, shard_bytes)
+    resized = sizes(recipe.pack)
+
+    def writer(table: str, split: str, columns: pa.Schema, per_group: int, resized_per_group: int) -> ResizedWriter:
+        originals = ImageWriter(files, table, split, columns, per_group, shard_bytes)
+        if table not in resized:
+            return ResizedWriter(originals)
+        size = resized[table]
+        smaller = ImageWriter(files, size.name, split, size.columns, resized_per_group, shard_bytes)
+        return ResizedWriter(originals, smaller, size)
+
+    gallery = writer("references", schema.GALLERY, schema.REFERENCES, REFERENCES_PER_GROUP, REFERENCES_PER_GROUP)
     for table in _sorted(references, schema.REFERENCES):
         gallery.write(table)
     reference_meta = gallery.close()
     reference_ids = reference_meta["reference_id"]
-    if not distance_map["id"].combine_chunks().equals(reference_ids.combine_chunks()):
-        raise SchemaError("the distance map is not of these references in this order; compute it again")
+    _check_distance_map(distance_map, reference_ids)
 
     writers = {
-        split: ImageWriter(files, "queries", split, schema.QUERIES, QUERIES_PER_GROUP, shard_bytes)
+        split: writer("queries", split, schema.QUERIES, QUERIES_PER_GROUP, RESIZED_QUERIES_PER_GROUP)
         for split in schema.SPLITS
     }
     failures = pa.concat_tables([failures, *_deal_out(_sorted(queries, schema.QUERIES), splits, writers)])
@@ -186,6 +178,23 @@ def _write_tables(
     files.add_table("failures", "items", failures)
     counts["failures"] = dict(sorted(Counter(failures["status"].to_pylist()).items()))
     return counts, sorted(filter(None, pc.unique(reference_meta["release"]).to_pylist()))
+
+
+def _write_quality(files: ShardFiles, quality: pa.Table) -> None:
+    """Write the quality table, one split for each kind of image."""
+    schema.check(quality.schema, schema.QUALITY, "the quality table")
+    for kind, split in (("reference", "references"), ("query", "queries")):
+        of_kind = quality.filter(pc.equal(quality["kind"], kind)).sort_by("id")
+        metadata = {**(quality.schema.metadata or {}), **schema.QUALITY.metadata}
+        files.add_table("quality", split, of_kind.replace_schema_metadata(metadata))
+
+
+def _check_distance_map(distance_map: pa.Table, reference_ids: pa.ChunkedArray) -> None:
+    """Raise unless a distance map is of these references, and its rows are theirs."""
+    is_of_these = distance_map["id"].combine_chunks().equals(reference_ids.combine_chunks())
+    hash_of_table = (distance_map.schema.metadata or {}).get(IDS_KEY)
+    if not is_of_these or (hash_of_table and hash_of_table.decode() != ids_sha256(reference_ids)):
+        raise SchemaError("the distance map is not of these references in this order; compute it again")
 
 
 def _sorted(batches: Iterable[pa.RecordBatch], columns: pa.Schema) -> Iterable[pa.Table]:
@@ -219,7 +228,7 @@ def _conform(batch: pa.RecordBatch, columns: pa.Schema) -> pa.Table:
     return pa.table(arrays, schema=columns)
 
 
-def _deal_out(queries: Iterable[pa.Table], splits: pa.Table, writers: Mapping[str, ImageWriter]) -> list[pa.Table]:
+def _deal_out(queries: Iterable[pa.Table], splits: pa.Table, writers: Mapping[str, ResizedWriter]) -> list[pa.Table]:
     """Write each query to the shards of its split; returns those in none as failures."""
     left_out = []
     for table in queries:

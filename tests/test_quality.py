@@ -281,7 +281,7 @@ def test_checks_are_the_flags_of_the_table() -> None:
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ({"drop": ["blurr"]}, "'blurr'; did you mean 'blurred'"),
+        ({"drop": ["waters"]}, "'waters'; did you mean 'water'"),
         ({"drop": ["nonsense"]}, "unknown quality check 'nonsense'"),
         ({"luma_std_min": -1}, "'luma_std_min' is -1"),
         ({"seam_ratio_max": float("nan")}, "'seam_ratio_max' is nan"),

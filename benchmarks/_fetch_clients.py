@@ -73,19 +73,20 @@ def xyz_options(base: str, digest: str) -> dict[str, str]:
 
 def client_ours(arguments: argparse.Namespace) -> dict[str, int]:
     """Fetch as `cvgl-data` does, on the loop that it uses."""
+    import numpy as np
     import uvloop
 
     from cvgl_data.fetch import fetch_references
+    from cvgl_data.grid import Windows
     from cvgl_data.http import Http
     from cvgl_data.sources import open_imagery
-    from cvgl_data.types import TILE_PX, Window
+    from cvgl_data.types import TILE_PX
     from cvgl_data.workspace import Workspace
 
     source = open_imagery("xyz", xyz_options(arguments.base, arguments.placeholder))
-    windows = (Window(x * TILE_PX, y * TILE_PX, TILE_PX, ZOOM) for x, y in tiles(arguments.num))
-    options: dict[str, Any] = {"in_flight": 2 * CONNECTIONS}
-    if arguments.verify != "header":
-        options["verify"] = arguments.verify
+    x, y = np.array(tiles(arguments.num)).T * TILE_PX
+    windows = Windows(x, y, TILE_PX, ZOOM)  # as the grid of a recipe makes them
+    options: dict[str, Any] = {"in_flight": CONNECTIONS, "verify": arguments.verify}
 
     async def run(workspace: Workspace) -> Counter[Any]:
         async with Http(rate_per_s=0, connections=CONNECTIONS) as http:

@@ -20,6 +20,7 @@ from urllib.request import getproxies
 
 from cvgl_data.errors import FetchError, SourceStopped
 from cvgl_data.hosts import Host, Ledger, Quota, state_folder
+from cvgl_data.patience import Patience
 from cvgl_data.redaction import redact
 from cvgl_data.responses import Failure, Response, failure_of
 from cvgl_data.types import Outcome
@@ -47,7 +48,7 @@ class Http:
             later runs until its time has come. Likewise a used-up quota.
         max_body_bytes: Larger answers are refused.
         connect_timeout_s: To have a connection.
-        read_timeout_s: Between two pieces of the body.
+        read_timeout_s: Until the answer begins, and between two pieces of it.
         total_timeout_s: For one attempt.
         contact: How to reach whoever runs this, told to every server; default: ``CVGL_CONTACT``.
         ledger: Remembers quotas and parked hosts; default: this user's.
@@ -78,7 +79,8 @@ class Http:
         self._backoff_s = backoff_s
         self._max_pause_s = max_pause_s
         self._max_body_bytes = max_body_bytes
-        self._timeouts_s = (connect_timeout_s, read_timeout_s, total_timeout_s)
+        self._connect_timeout_s = connect_timeout_s
+        self._patience = Patience(read_timeout_s, total_timeout_s)
         self._contact = contact or os.environ.get("CVGL_CONTACT", "")
         self._ledger = ledger or Ledger(state_folder() / "limits.json")
         self._session: aiohttp.ClientSession | None = None
@@ -93,6 +95,7 @@ class Http:
     ) -> None:
         """Close the connections."""
         self._ledger.close()
+        self._patience.close()
         if self._session is not None:
             await self._session.close()
             self._session = None
@@ -152,7 +155,7 @@ class Http:
             if not host.enter_now():
                 await host.enter()
             try:
-                if quota is not None or self._ledger.parked or not host.take_turn():
+                if quota is not None or host.name in self._ledger.parked or not host.take_turn():
                     await self._admit(host, quota)
                 self.num_requests += 1
                 sent = time.monotonic()
@@ -214,13 +217,12 @@ class Http:
         if self._session is None:
             import aiohttp  # 0.3 s of start-up that builds without network need not pay
 
-            connect_s, read_s, total_s = self._timeouts_s
             who = f"cvgl-data/{version('cvgl')} (cross-view geo-localization research" + (
                 f"; {self._contact})" if self._contact else ")"
             )
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=300),  # `Host` counts connections
-                timeout=aiohttp.ClientTimeout(total=total_s, sock_connect=connect_s, sock_read=read_s),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._connect_timeout_s),  # rest: `Patience`
                 headers={"User-Agent": who, "Accept-Encoding": "identity"},
                 cookie_jar=aiohttp.DummyCookieJar(),
                 trust_env=bool(getproxies()),
@@ -233,18 +235,19 @@ class Http:
         import aiohttp
 
         try:
-            response = await session.request(method, url, **options)
-            try:
-                if response.status >= 400 and response.status not in accept:
-                    raise failure_of(response.status, response.headers)
-                size = response.content_length
-                if size is not None and size <= self._max_body_bytes:
-                    body = await response.read()  # in one piece, checked against what was announced
-                else:
-                    body = await self._piece_by_piece(response)
-                return Response(url, response.status, response.headers, body)
-            finally:
-                response.release()
+            async with (attempt := self._patience.attempt()):
+                attempt.response = response = await session.request(method, url, **options)
+                try:
+                    if response.status >= 400 and response.status not in accept:
+                        raise failure_of(response.status, response.headers)
+                    size = response.content_length
+                    if size is not None and size <= self._max_body_bytes:
+                        body = await response.read()  # in one piece, checked against what was announced
+                    else:
+                        body = await self._piece_by_piece(response)
+                    return Response(url, response.status, response.headers, body)
+                finally:
+                    response.release()
         except aiohttp.ClientPayloadError as error:
             raise Failure(f"the body ends early ({error})", Outcome.TRUNCATED, retry=True) from None
         except TimeoutError:  # before ClientError: aiohttp's timeouts are both

@@ -78,7 +78,7 @@ def failure_of(status: int, headers: Mapping[str, str]) -> Failure:
 
 def _printable(value: str) -> str:
     """Return a header without control characters and bytes that are not UTF-8, which no table can hold."""
-    return "".join(character for character in value if character.isprintable())
+    return value if value.isprintable() else "".join(filter(str.isprintable, value))
 
 
 def retry_after_s(value: str) -> float:

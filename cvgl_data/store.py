@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from cvgl_data.arrow_files import BatchWriter, damaged, open_arrow, writing_to
+from cvgl_data.columns import column
 from cvgl_data.errors import WorkspaceError
 from cvgl_data.types import Outcome
 
@@ -50,9 +51,10 @@ class Store:
         self.folder = folder
         self.schema = schema
         self._key = key
+        self._names = schema.names
         self._where: dict[str, int] = {}  # part << 32 | row: one small object per key
         self._failed: dict[str, Outcome] = {}
-        self._pending: list[Mapping[str, Any]] = []
+        self._pending: list[tuple[Any, ...]] = []
         self._pending_bytes = 0
         self._flushed = time.monotonic()
         self._open: OrderedDict[int, pa.RecordBatch] = OrderedDict()
@@ -95,7 +97,7 @@ class Store:
             WorkspaceError: If rows that were added before cannot be written.
         """
         self._place(row[self._key], row["status"], self._next_part << 32 | len(self._pending))
-        self._pending.append(row)
+        self._pending.append(tuple(map(row.get, self._names)))  # here, where the row is still in the cache
         self._pending_bytes += len(row["image"] or b"")
         is_late = time.monotonic() - self._flushed >= FLUSH_S
         if len(self._pending) >= FLUSH_ROWS or self._pending_bytes >= FLUSH_BYTES or is_late:
@@ -133,9 +135,10 @@ class Store:
         self._pending = []
         self._pending_bytes = 0
 
-    def _write(self, path: Path, rows: list[Mapping[str, Any]]) -> None:
-        columns = [pa.array([row.get(field.name) for row in rows], field.type) for field in self.schema]
-        self._writer.write(path, pa.RecordBatch.from_arrays(columns, schema=self.schema))
+    def _write(self, path: Path, rows: list[tuple[Any, ...]]) -> None:
+        columns = zip(*rows, strict=True)
+        arrays = [column(values, kind) for values, kind in zip(columns, self.schema.types, strict=True)]
+        self._writer.write(path, pa.RecordBatch.from_arrays(arrays, schema=self.schema))
 
     def _wait(self) -> None:
         writing, self._writing = self._writing, None

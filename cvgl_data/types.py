@@ -180,6 +180,8 @@ class Fetched:
     """Validators of the response, for conditional requests."""
     robots: str = ""
     """The response's ``X-Robots-Tag``."""
+    sha256: str = ""
+    """Digest of the image, when the source had to compute it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -168,6 +168,23 @@ def test_silence_is_a_timeout_and_no_server_a_connection_error():
     assert "SECRET" not in str(error)
 
 
+def test_a_body_may_be_slow_but_must_go_on_and_end():
+    async def answer(request, attempt):
+        response = web.StreamResponse(headers={"Content-Length": "8"})
+        await response.prepare(request)
+        for _ in range(8):
+            await response.write(b"x")
+            await asyncio.sleep(2.0 if request.path == "/stalls" else 0.1)
+        return response
+
+    limits = {"read_timeout_s": 0.4, "total_timeout_s": 30.0, "max_tries": 1}
+    _, [response, error] = ask(answer, "/slow", "/stalls", **limits)
+    assert response.body == b"x" * 8
+    assert error.outcome is Outcome.TIMEOUT
+    _, [error] = ask(answer, "/slow", **limits | {"total_timeout_s": 0.3})
+    assert error.outcome is Outcome.TIMEOUT
+
+
 def test_oversized_bodies_are_refused():
     _, [error] = ask(lambda request, attempt: web.Response(body=b"x" * 5000), "/t", max_body_bytes=4999)
     assert error.outcome is Outcome.WRONG_SIZE

@@ -119,7 +119,7 @@ def _place(key: str, window: Window, area_name: str, source: ImagerySource) -> R
 
 def _row(place: Row, fetched: Fetched, source: ImagerySource, no_redistribute: bool) -> Row:
     """Return the row of one window that could be had."""
-    place |= stored(fetched.image)
+    place |= stored(fetched.image, fetched.sha256)
     place |= {
         "release": fetched.release,
         "release_source": fetched.release_source,

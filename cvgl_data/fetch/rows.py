@@ -38,9 +38,9 @@ def query_store(workspace: Workspace) -> Store:
     return workspace.store("queries", QUERY_ROWS, "query_id")
 
 
-def stored(image: bytes) -> Row:
-    """Return the columns of an item that could be had."""
-    return {"image": image, "sha256": hashlib.sha256(image).hexdigest(), "status": Outcome.OK.value}
+def stored(image: bytes, sha256: str = "") -> Row:
+    """Return the columns of an item that could be had; the digest only if it is known already."""
+    return {"image": image, "sha256": sha256 or hashlib.sha256(image).hexdigest(), "status": Outcome.OK.value}
 
 
 def failed(error: FetchError) -> Row:

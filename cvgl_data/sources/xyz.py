@@ -81,9 +81,10 @@ class XyzImagery:
         response = await http.get(self.url(tile), source=self.name, item=tile)
         if response.status == 204 or not response.body:
             raise NoImagery(f"the server has an empty answer for tile {tile}", source=self.name, item=str(tile))
-        if self._placeholders and hashlib.sha256(response.body).hexdigest() in self._placeholders:
+        digest = hashlib.sha256(response.body).hexdigest() if self._placeholders else ""
+        if digest in self._placeholders:
             raise NoImagery(f"the server has a placeholder for tile {tile}", source=self.name, item=str(tile))
-        return Fetched(image=response.body, **response.validators)
+        return Fetched(image=response.body, sha256=digest, **response.validators)
 
     def close(self) -> None:
         """Do nothing; the connections belong to the `Http`."""

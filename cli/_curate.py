@@ -39,12 +39,12 @@ def quality(
     json: Json = False,
     quiet: bool = False,
 ) -> None:
-    """Look at every fetched image: undecodable, blurred, dark, repeated, turned, too old. All of it is listed."""
+    """Look at every fetched image and flag what is undecodable, blurred, dark, repeated, turned or too old."""
     from cvgl_data import pipeline
 
     with (
         progress_bar(quiet) as bar,
-        pipeline.resume(directory, overrides or (), workers=workers, progress=bar) as begun,
+        pipeline.resume(directory, overrides or (), acts_on=("quality",), workers=workers, progress=bar) as begun,
     ):
         rows = [count._asdict() for count in begun.quality()]
         drop = begun.recipe.quality.drop
@@ -52,7 +52,9 @@ def quality(
         print_json(rows)
         return
     table(
-        f"Quality ({', '.join(drop) or 'nothing'} leaves the dataset)",
+        f"Quality (what fails {' or '.join(drop)} leaves the dataset)"
+        if drop
+        else "Quality (nothing leaves the dataset)",
         ["images", "check", "judged", "fail", "dropped"],
         [[cell(value) for value in row.values()] for row in rows],
     )
@@ -64,7 +66,7 @@ def quality(
 def decentrality(
     directory: DatasetDir,
     figures: Annotated[
-        Path | None, typer.Option(help="Also draw figures of a packed dataset in this folder.", show_default=False)
+        Path | None, typer.Option(help="Also draw figures of the packed dataset into this folder.", show_default=False)
     ] = None,
     formats: Annotated[
         list[str] | None, typer.Option("--format", help="svg, png or pdf; repeatable.", show_default="svg, png")
@@ -75,6 +77,8 @@ def decentrality(
     """Pair every query with the references that cover it, and print how far from their centres the queries lie."""
     from cvgl_data import pipeline
 
+    if strange := set(formats or ()) - {"svg", "png", "pdf"}:
+        raise typer.BadParameter(f"'{min(strange)}' is none of svg, png, pdf", param_hint="--format")
     _print_decentrality(pipeline.decentrality(directory), json)
     if figures is not None:
         from cvgl_data.dataset import open_dataset
@@ -107,14 +111,23 @@ def distance_map(
 
     if out is None and (of != "references" or legacy_degrees):
         raise typer.BadParameter("only the map of the references belongs to a dataset; name a file", param_hint="--out")
-    with progress_bar(quiet) as bar, pipeline.resume(directory, overrides or (), progress=bar) as begun:
-        found = begun.distance_map(k, of, legacy_degrees)
+    revised = [*([f"distance_map.k={k}"] if k else []), *(overrides or ())]
+    keep = out is None
+    with (
+        progress_bar(quiet) as bar,
+        pipeline.resume(directory, revised, acts_on=("distance_map",), keep=keep, progress=bar) as begun,
+    ):
+        found = begun.distance_map(of=of, legacy_degrees=legacy_degrees, keep=keep)
+        if out is not None:
+            import pyarrow.parquet as pq
+
+            from cvgl_data.arrow_files import replace_file
+
+            out.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(out, lambda part: pq.write_table(found, part, compression="zstd"))
     if out is None:
         note(f"distance map of {found.num_rows:,} references; `cvgl-data pack {directory}` packs it")
     else:
-        import pyarrow.parquet as pq
-
-        pq.write_table(found, out, compression="zstd")
         note(f"distance map of {found.num_rows:,} rows in {out}")
 
 
@@ -124,7 +137,7 @@ def split(directory: DatasetDir, overrides: Revisions = None, json: Json = False
     """Curate the queries and divide them into train, validation and test, without a reference in common."""
     from cvgl_data import pipeline
 
-    with pipeline.resume(directory, overrides or ()) as begun:
+    with pipeline.resume(directory, overrides or (), acts_on=("curation", "split")) as begun:
         counts = begun.split()
     if json:
         print_json(counts)
@@ -145,10 +158,11 @@ def pack(
         typer.Option("--format", help="`parquet` packs DIR; the others export the packed dataset to --out."),
     ] = "parquet",
     pano_size: Annotated[
-        str | None, typer.Option(metavar="WxH", help="Also pack the queries at this size.", show_default=False)
+        str | None,
+        typer.Option(metavar="WxH", help="Also pack the queries at this size, in pixels.", show_default=False),
     ] = None,
     reference_size: Annotated[
-        int | None, typer.Option(min=0, help="Also pack the references at this side.", show_default=False)
+        int | None, typer.Option(min=0, help="Also pack the references at this side, in pixels.", show_default=False)
     ] = None,
     out: Out = None,
     overrides: Revisions = None,
@@ -161,7 +175,11 @@ def pack(
         if out is None:
             raise typer.BadParameter(f"--format {format_} needs a folder to write to", param_hint="--out")
         pipeline.export(directory, out, format_)
-        how = "`datasets.load_from_disk` opens each of its folders" if format_ == "arrow" else "tar files by table"
+        how = (
+            "`datasets.load_from_disk` opens each of its folders"
+            if format_ == "arrow"
+            else "`webdataset` and `datasets` open its tar files"
+        )
         note(f"exported {out}: {how}")
         return
     if out is not None:
@@ -169,7 +187,7 @@ def pack(
     sizes = {"pack.panorama_size": pano_size, "pack.reference_size": reference_size}
     given = [f"{key}={dumps(value)}" for key, value in sizes.items() if value is not None]
     revised = [*given, *(overrides or ())]
-    with progress_bar(quiet) as bar, pipeline.resume(directory, revised, progress=bar) as begun:
+    with progress_bar(quiet) as bar, pipeline.resume(directory, revised, acts_on=("pack",), progress=bar) as begun:
         note(f"packed {begun.pack()}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +11,7 @@ import typer
 
 from ._fetch_options import Rate
 from ._options import (
+    INTERRUPTED,
     PARTIAL,
     DatasetDir,
     DryRun,
@@ -26,6 +28,9 @@ from ._options import (
 
 hub_app = new_app("")
 
+MOST_ROWS = 30
+"""Of a table of what went wrong."""
+
 
 @hub_app.command()
 @takes_verbosity
@@ -38,10 +43,10 @@ def push(
     private: Annotated[bool, typer.Option("--private", help="Make the repository private, if it is new.")] = False,
     revision: Annotated[str | None, typer.Option(help="Branch to push to.", show_default="main")] = None,
     message: Annotated[str, typer.Option(help="Commit message.", show_default=False)] = "",
-    keep_card: Annotated[bool, typer.Option("--keep-card", help="Leave the README.md that is there.")] = False,
+    keep_card: Annotated[bool, typer.Option("--keep-card", help="Leave the README.md that is on the Hub.")] = False,
     refused_to: Annotated[
         Path | None,
-        typer.Option(help="Write the images that may not be published to this CSV file.", show_default=False),
+        typer.Option(help="List the images that may not be published in this CSV file.", show_default=False),
     ] = None,
     dry_run: DryRun = False,
     json: Json = False,
@@ -50,19 +55,23 @@ def push(
     """Publish a dataset: ids, positions, hashes and labels; pixels only on request and where licences allow it."""
     from cvgl_data import hub
 
-    with progress_bar(quiet) as bar:
-        pushed = hub.push(
-            directory,
-            repo_id,
-            with_images=with_images,
-            private=private,
-            dry_run=dry_run,
-            revision=revision,
-            message=message,
-            keep_card=keep_card,
-            refused_to=refused_to,
-            progress=bar,
-        )
+    try:
+        with progress_bar(quiet) as bar:
+            pushed = hub.push(
+                directory,
+                repo_id,
+                with_images=with_images,
+                private=private,
+                dry_run=dry_run,
+                revision=revision,
+                message=message,
+                keep_card=keep_card,
+                refused_to=refused_to,
+                progress=bar,
+            )
+    except KeyboardInterrupt:
+        note("interrupted; what was uploaded is kept, run the same command again to go on")
+        os._exit(INTERRUPTED)  # a normal exit waits for the uploads of the client's threads, which may never end
     if json:
         print_json({**asdict(pushed), "bytes": pushed.num_bytes})
         return
@@ -115,11 +124,15 @@ def pull(
     else:
         rows = [[row.kind, row.id, row.outcome, row.expected[:12], row.found[:12] or "-"] for row in found.rows]
         if rows:
-            table("Not as published", ["kind", "id", "outcome", "published sha256", "found"], rows)
+            table("Not as published", ["kind", "id", "outcome", "published sha256", "found"], rows[:MOST_ROWS])
+        if len(rows) > MOST_ROWS:
+            note(f"and {len(rows) - MOST_ROWS:,} more; --json lists all")
     for line in found.notes:
         note(line)
     state = (
-        "every data file is as published" if found.is_identical else f"{len(found.rows)} images are not as published"
+        "every data file is as published"
+        if found.is_identical
+        else f"{len(found.rows)} images and {len(found.other_files)} data files are not as published"
     )
     note(f"{found.folder}: {state}")
     if not found.is_identical:

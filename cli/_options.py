@@ -48,7 +48,7 @@ Revisions = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Change a recipe value of quality, curation, distance_map, split or pack, and keep it.",
+        help="Change a recipe value that this command acts on, and keep it.",
         show_default=False,
     ),
 ]
@@ -146,6 +146,8 @@ def cell(value: Any) -> str:
     """Return a value as a table shows it."""
     if value is None:
         return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return f"{value:.3f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
 
 
@@ -175,6 +177,12 @@ def run(app: Callable[[], Any], after_interrupt: str) -> None:
     except (KeyboardInterrupt, typer.Abort):
         note(after_interrupt)
         sys.exit(INTERRUPTED)
+    except SystemExit as error:
+        # Typer makes a code of Ctrl-C itself, since which version differs; a command that says so itself has no cause.
+        raised = error.__context__
+        if error.code == INTERRUPTED and raised is not None and isinstance(raised.__cause__, KeyboardInterrupt):
+            note(after_interrupt)
+        raise
     except BrokenPipeError:
         # The reader (head, less) went away: not an error. Point stdout elsewhere so that the exit does not complain.
         sys.stdout = None

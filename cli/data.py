@@ -152,7 +152,7 @@ app.add_typer(hub_app)
 
 def main() -> None:
     """Entry point of ``cvgl-data``."""
-    run(app, "interrupted; what was fetched is kept, run the same command again to go on")
+    run(app, "interrupted; what was done is kept, run the same command again to go on")
 
 
 if __name__ == "__main__":

@@ -76,7 +76,9 @@ _MANY_MARKS = 5_000
 """More marks than this are pixels even in a vector file."""
 
 
-def write_figures(dataset: CrossViewDataset, folder: Path, formats: Sequence[str] = ("svg", "png")) -> list[Path]:
+def write_figures(
+    dataset: CrossViewDataset, folder: Path, formats: Sequence[str] = ("svg", "png"), *, is_summary: bool = False
+) -> list[Path]:
     """Write all figures of a dataset; returns their paths in the order in which they were drawn.
 
     Over all queries, per split and per area: ``decentrality-*``, ``density-*``, ``queries-per-reference-*``. Per area:
@@ -86,6 +88,7 @@ def write_figures(dataset: CrossViewDataset, folder: Path, formats: Sequence[str
         dataset: Its images are not read.
         folder: Created if it is missing; files of the same names are replaced.
         formats: Of ``svg``, ``png``, ``pdf``.
+        is_summary: Only those over all queries, and the maps.
 
     Raises:
         UnknownNameError: If there is no such format.
@@ -97,7 +100,7 @@ def write_figures(dataset: CrossViewDataset, folder: Path, formats: Sequence[str
     paths = []
     with writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        for name, draw in _all_figures(dataset, statistics(dataset)):
+        for name, draw in _all_figures(dataset, statistics(dataset), is_summary):
             for suffix, content in zip(formats, draw_as(draw, formats), strict=True):
                 path = folder / f"{name}.{suffix}"
                 path.write_bytes(content)
@@ -121,10 +124,12 @@ def draw_as(draw: Callable[[], Figure], formats: Sequence[str]) -> list[bytes]:
     return contents
 
 
-def _all_figures(dataset: CrossViewDataset, found: Statistics) -> Iterator[tuple[str, Callable[[], Figure]]]:
+def _all_figures(
+    dataset: CrossViewDataset, found: Statistics, is_summary: bool
+) -> Iterator[tuple[str, Callable[[], Figure]]]:
     taken: set[str] = set()
     for group in found.groups:
-        if group.num_covered:
+        if group.num_covered and (group.kind == "all" or not is_summary):
             name = _file_name("all" if group.kind == "all" else f"{group.kind}-{group.name}", taken)
             yield f"decentrality-{name}", lambda group=group: decentrality_figure(group)  # type: ignore[misc]
             yield f"density-{name}", lambda group=group: density_figure(group)  # type: ignore[misc]

@@ -17,7 +17,7 @@ from typing import Any
 
 from cvgl_data import shards, terms
 from cvgl_data.dataset import open_dataset
-from cvgl_data.errors import WorkspaceError
+from cvgl_data.errors import RecipeError, WorkspaceError
 from cvgl_data.fetch.repeats import repeated
 from cvgl_data.http import Http
 from cvgl_data.planning import check, windows_by_area
@@ -28,7 +28,10 @@ from cvgl_data.sources import open_imagery, open_panoramas
 from cvgl_data.steps import Build
 from cvgl_data.summary import decentrality_rows
 from cvgl_data.types import Outcome
-from cvgl_data.workspace import Workspace
+from cvgl_data.workspace import REVISABLE, Workspace
+
+_ACTS = dict(zip(REVISABLE, ("quality", "split", "distance-map", "split", "pack"), strict=True))
+"""The command that acts on a table."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,9 +91,12 @@ def reimage(folder: Path, out: Path, imagery: ImageryRecipe, **settings: Any) ->
         settings: As for `start`.
 
     Raises:
+        WorkspaceError: If the folders are the same.
         CvglError: Whatever went wrong, named; what was fetched is kept.
         KeyboardInterrupt: As for `build`.
     """
+    if out.resolve() == folder.resolve():
+        raise WorkspaceError(f"'{out}' is the dataset itself; name another folder for the new one")
     dataset = open_dataset(folder)
     recipe = replace(
         resolve(DatasetRecipe, tomllib.loads((folder / "recipe.toml").read_text("utf-8"))), imagery=imagery
@@ -168,24 +174,38 @@ def start(
 
 
 @contextmanager
-def resume(out: Path, overrides: Sequence[str] = (), **settings: Any) -> Iterator[Build]:
+def resume(
+    out: Path, overrides: Sequence[str] = (), *, acts_on: Sequence[str] = REVISABLE, keep: bool = True, **settings: Any
+) -> Iterator[Build]:
     """Open the workspace that a folder holds and yield its build.
 
     Args:
         out: Folder of the dataset.
-        overrides: ``key.path=value`` for tables of the recipe that decide nothing about what is fetched; saved with it.
+        overrides: ``key.path=value`` for tables of the recipe that decide nothing about what is fetched; saved with it
+            once what is done with the build has succeeded, so that the saved recipe is that of the saved results.
+        acts_on: The tables that this use of the build takes notice of.
+        keep: Whether to save the overrides.
         settings: See `Build`.
 
     Raises:
+        RecipeError: If an override is of a table that is not acted on.
         WorkspaceError: If the folder holds none, or an override changes what is fetched.
     """
+    for override in overrides:
+        name = override.partition("=")[0].partition(".")[0].strip()
+        if name in REVISABLE and name not in acts_on:
+            raise RecipeError(f"'--set {override}' does nothing here; pass it to `cvgl-data {_ACTS[name]}`")
     tables = Workspace(out).recipe_tables()
+    if tables is None and Workspace(out).state.is_dir():
+        raise WorkspaceError(f"'{out}' was pulled, not built, so nothing can be computed in it again")
     if tables is None:
         raise WorkspaceError(f"'{out}' holds no build (no .cvgl folder); `cvgl-data build --out {out}` makes one")
     recipe = resolve(DatasetRecipe, tables, overrides)
     # Not checked again: the steps after fetching need neither the sources nor the files they were given.
-    with Workspace(out).open(to_tables(recipe)) as workspace:
+    with Workspace(out).open(to_tables(recipe), save=False) as workspace:
         yield Build(recipe, workspace, **settings)
+        if keep:
+            workspace.save_recipe(to_tables(recipe))
 
 
 @contextmanager

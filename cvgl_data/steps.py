@@ -24,10 +24,11 @@ from cvgl_data.quality import CheckCount
 from cvgl_data.readers.packed import MANIFEST
 from cvgl_data.recipe import DatasetRecipe
 from cvgl_data.running import run
+from cvgl_data.schema import SPLITS
 from cvgl_data.selection import choose_ids, read_pano_ids
 from cvgl_data.sources import open_imagery, open_panoramas
 from cvgl_data.types import ImagerySource, Outcome, PanoramaSource, Progress, Silent
-from cvgl_data.workspace import Workspace
+from cvgl_data.workspace import REPORT, Workspace
 
 T = TypeVar("T")
 
@@ -203,13 +204,16 @@ class Build:
         self.workspace.write_table("pairs", pairs)
         return pairs
 
-    def distance_map(self, k: int | None = None, of: str = "references", legacy_degrees: bool = False) -> pa.Table:
+    def distance_map(
+        self, k: int | None = None, of: str = "references", legacy_degrees: bool = False, *, keep: bool = True
+    ) -> pa.Table:
         """Find the nearest others of each image; that of the references in true order is kept for the dataset.
 
         Args:
             k: Neighbors per row; default: the recipe's.
             of: ``references`` or ``queries`` among themselves, or ``queries-to-references``.
             legacy_degrees: See `cvgl_data.neighbors.distance_map`.
+            keep: Whether to keep it.
         """
         self.progress.stage("distance map", None)
         recipe = self.recipe.distance_map
@@ -222,7 +226,7 @@ class Build:
             radius_m=recipe.radius_m,
             legacy_degrees=legacy_degrees,
         )
-        if of == "references" and not legacy_degrees:
+        if keep and of == "references" and not legacy_degrees:
             self.workspace.write_table("distance_map", found)
         return found
 
@@ -263,6 +267,7 @@ class Build:
                 ],
                 terms_accepted=terms.read(self.workspace.state),
             )
+        (self.workspace.folder / REPORT).unlink(missing_ok=True)  # it described what was packed before
         return self.workspace.folder / MANIFEST
 
     def references(self) -> pa.Table:
@@ -297,7 +302,8 @@ class Build:
 
     def _write_splits(self, assigned: pa.Table) -> dict[str, int]:
         self.workspace.write_table("splits", assigned)
-        return dict(sorted(Counter(assigned["split"].to_pylist()).items(), reverse=True))
+        counts = Counter(assigned["split"].to_pylist())
+        return {name: counts[name] for name in (*SPLITS, "") if name in counts}
 
     def _run(self, work: Callable[[Http, asyncio.Event], Coroutine[Any, Any, T]]) -> T:
         return run(work, **self.http_settings)

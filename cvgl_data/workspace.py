@@ -37,6 +37,9 @@ _RESIZED = re.compile(r"references_\d+|queries_\d+x\d+")
 """Folders below ``data`` whose files are ours to delete; anything else there is the user's."""
 
 
+REPORT = Path("report", "index.html")
+"""Where the page about a dataset lies in its folder."""
+
 REVISABLE = ("quality", "curation", "distance_map", "split", "pack")
 """Tables of a recipe that decide nothing about what is fetched: a build goes on with others than it began with."""
 
@@ -63,12 +66,13 @@ class Workspace:
             raise WorkspaceError(f"'{self.folder}' is a file, not a dataset folder")
         return _read_recipe(self.state / "recipe.toml")
 
-    def open(self, recipe_tables: Mapping[str, Any], overwrite: bool = False) -> Workspace:
+    def open(self, recipe_tables: Mapping[str, Any], overwrite: bool = False, *, save: bool = True) -> Workspace:
         """Begin a build in this folder, or go on with the one it holds, and lock it against other processes.
 
         Args:
             recipe_tables: The resolved recipe.
             overwrite: Delete the build that the folder holds, of this recipe too (never a folder that is not ours).
+            save: Keep the recipe at once; otherwise `save_recipe` does, when something has come of it.
 
         Raises:
             WorkspaceError: If the folder holds something else, a build of another recipe (see ``REVISABLE``), is in
@@ -84,11 +88,17 @@ class Workspace:
             raise WorkspaceError(f"cannot work in '{self.folder}' ({reason}); choose another folder") from None
         try:
             self._acquire(self._lock)
-            self._adopt(text, overwrite)
+            self._adopt(text, overwrite, save)
         except BaseException:
             self.close()
             raise
         return self
+
+    def save_recipe(self, recipe_tables: Mapping[str, Any]) -> None:
+        """Keep a recipe that `open` was given."""
+        if dict(recipe_tables) != self.recipe_tables():
+            text = tomli_w.dumps(dict(recipe_tables))
+            replace_file(self.state / "recipe.toml", lambda path: _write_text(path, text))
 
     def close(self) -> None:
         """Release the lock."""
@@ -156,7 +166,7 @@ class Workspace:
         except OSError:
             raise WorkspaceError(f"'{self.folder}' is in use by another process; wait for it or stop it") from None
 
-    def _adopt(self, text: str, overwrite: bool) -> None:
+    def _adopt(self, text: str, overwrite: bool, save: bool) -> None:
         saved = None
         try:
             saved = self.recipe_tables()
@@ -178,7 +188,7 @@ class Workspace:
             if saved is not None:
                 logger.info("deleting the build in %s", self.folder)
             self._wipe()
-        if changed or overwrite or self.recipe_tables() is None:
+        if save and (changed or overwrite or self.recipe_tables() is None):
             replace_file(self.state / "recipe.toml", lambda path: _write_text(path, text))
 
     def _wipe(self) -> None:

@@ -107,17 +107,17 @@ def test_figures_and_kept_back_images_are_shown(packed, tmp_path):
     licences = pa.array(["CC0-1.0"] * 10 + ["mine, all mine"] * 6)
     toy.pack(source, references.set_column(at, "licence", licences), toy.scattered(40, 4, 4))
     (source / "report/figures").mkdir(parents=True)
-    (source / "report/figures/decentrality_map.png").write_bytes(b"\x89PNG small")
-    (source / "report/figures/photograph.png").write_bytes(bytes(2_000_000))
+    (source / "report/figures/photograph.png").write_bytes(b"\x89PNG of somebody's garden")
     hub.stage(source, tmp_path / "staged", repo_id="someone/toy")
     text = (tmp_path / "staged/README.md").read_text()
-    assert "![decentrality map](report/figures/decentrality_map.png)" in text
-    assert "photograph" not in text
+    assert "![decentrality all](report/figures/decentrality-all.png)" in text
+    assert "![map seattle](report/figures/map-seattle.png)" in text
+    assert "split" not in "".join(path.name for path in (tmp_path / "staged/report/figures").iterdir())
     assert not (tmp_path / "staged/report/figures/photograph.png").exists()
     assert table(text, "reason") == [["unknown_licence", "6"]]
     assert header(text)["license"] == "other"
     manifest = json.loads((tmp_path / "staged/manifest.json").read_text())
-    assert "report/figures/decentrality_map.png" in manifest["files"]
+    assert "report/figures/decentrality-all.png" in manifest["files"]
 
 
 def test_names_cannot_break_the_card():

@@ -137,7 +137,7 @@ def test_push_without_images_then_load_dataset(server, packed, tmp_path):
     assert server.repos[REPO].files("v1") == files
     for name, content in files.items():
         assert b"\xff\xd8\xff" not in content, name  # no JPEG begins anywhere
-        assert len(content) < 60_000
+        assert len(content) < 60_000 or name.startswith("report/figures/")
         if name.endswith(".parquet"):
             assert "image" not in pq.read_schema(pa.BufferReader(content)).names
     assert not [name for name in files if name.endswith(staging.INDEX_SUFFIX)]

@@ -21,8 +21,9 @@ def read(location: Path | str, *, verify: bool = False) -> CrossViewDataset:
         verify: Compare the hash of every file, not only its size.
 
     Raises:
-        HubError: If the Hub refuses or cannot be reached, or the repository holds no complete dataset of ours.
-        DatasetError: If a file is damaged, or the dataset was pushed without its images.
+        HubError: If the Hub refuses or cannot be reached, or the repository holds no complete dataset of ours,
+            or one that was pushed without its images.
+        DatasetError: If a file is damaged.
     """
     repo_id, _, revision = Path(location).as_posix().partition("@")
     check_repo_id(repo_id)
@@ -41,5 +42,10 @@ def read(location: Path | str, *, verify: bool = False) -> CrossViewDataset:
         raise HubError(
             f"'{repo_id}' holds no {packed.MANIFEST}: it is no dataset of cvgl, or was not pushed completely; "
             "push it again, or open it with `datasets`"
+        )
+    if packed.read_manifest(folder).get("images") is False:
+        at = f" --revision {revision}" if revision else ""
+        raise HubError(
+            f"'{repo_id}' was pushed without its images; `cvgl-data pull {repo_id}{at} --out DIR` fetches them"
         )
     return packed.read(folder, verify=verify)

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
+from typing import TypeVar
 
 from cvgl_data.errors import HubError, RedistributionError
 from cvgl_data.hub import redistribution, tables
@@ -13,6 +17,8 @@ from cvgl_data.hub.client import again, check_repo_id, explained, quiet
 from cvgl_data.hub.staging import CARD, File, stage
 from cvgl_data.readers.packed import MANIFEST, read_manifest
 from cvgl_data.types import Progress, Silent
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -93,8 +99,29 @@ def push(
             return Pushed(repo_id=repo_id, url=url, files=files, with_images=with_images)
         progress.stage("upload", None)
         with explained(repo_id, writing=True), quiet(isinstance(progress, Silent)):
-            url, commit = _upload(staged, repo_id, private, revision, message or f"Push {manifest['name']}", keep_card)
+            said = message or f"Push {manifest['name']}"
+            url, commit = _beside(lambda: _upload(staged, repo_id, private, revision, said, keep_card))
     return Pushed(repo_id=repo_id, url=url, files=files, with_images=with_images, commit=commit)
+
+
+def _beside(work: Callable[[], T]) -> T:
+    """Return what a function returns, run beside this thread: Ctrl-C ends the wait at once.
+
+    The client waits for its own threads even then, and these for an upload that may never end.
+    """
+    done: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:
+            done.set_exception(error)
+
+    thread = Thread(target=run, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.2)  # a wait without an end may sleep through a signal that another thread took
+    return done.result()
 
 
 def _upload(

@@ -13,14 +13,18 @@ from typing import Any
 
 import tomli_w
 
+from cvgl_data.dataset import open_dataset
 from cvgl_data.errors import HubError
+from cvgl_data.figures import write_figures
 from cvgl_data.hub import croissant, redistribution, tables
 from cvgl_data.hub.recipes import without_paths
 from cvgl_data.readers.packed import INDEX_SUFFIX, MANIFEST, check_files, read_manifest
 from cvgl_data.redaction import redact
+from cvgl_data.report import write_report
 from cvgl_data.shards import card
 from cvgl_data.shards.files import entry
 from cvgl_data.shards.tally import tally
+from cvgl_data.workspace import REPORT
 
 IMAGES = "images"
 """Key of the manifest: whether the pixels are there."""
@@ -29,11 +33,9 @@ LEFT_OUT = "images_left_out"
 """Key of the manifest: the files with pixels, as they were packed, by which a pulled dataset is compared."""
 
 CARD = "README.md"
-"""Its author may edit it, here or on the Hub, so no hash of it is published."""
+"""Its author may edit it on the Hub, so no hash of it is published."""
 
-REPORT = "report/index.html"
 FIGURES = "report/figures"
-_MOST_FIGURE_BYTES = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +73,10 @@ def stage(dataset: Path, target: Path, *, repo_id: str, with_images: bool = Fals
     target.mkdir(parents=True, exist_ok=True)
     for name in shown:
         _link(dataset / name, target / name)
-    figures = _figures(dataset)
-    # The report shows samples: it goes where the images go.
-    extras = [*figures, *([REPORT] if with_images and (dataset / REPORT).is_file() else [])]
-    for name in extras:
-        _link(dataset / name, target / name)
+    figures = _draw(dataset, target) if has_images else []
+    if with_images:  # the report shows samples: it goes where the images go
+        write_report(dataset, target / REPORT)
+    extras = [*figures, *([REPORT.as_posix()] if with_images else [])]
 
     refused = redistribution.refusals(tables.references(dataset, manifest), tables.queries(dataset, manifest).values())
     counted = tally(dataset, data)
@@ -141,10 +142,10 @@ def without_pixels(dataset: Path, data: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _figures(dataset: Path) -> list[str]:
-    """Return the report's diagrams; a picture as large as a photograph is none."""
-    found = sorted((dataset / FIGURES).glob("*.png"))
-    return [path.relative_to(dataset).as_posix() for path in found if path.stat().st_size <= _MOST_FIGURE_BYTES]
+def _draw(dataset: Path, target: Path) -> list[str]:
+    """Draw the diagrams of the card, which hold no pixels of images, and return their paths."""
+    drawn = write_figures(open_dataset(dataset), target / FIGURES, ("png",), is_summary=True)
+    return [path.relative_to(target).as_posix() for path in drawn]
 
 
 def _link(source: Path, target: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import tomllib
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -85,6 +86,8 @@ def _apply(tables: dict[str, Any], override: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text
+    if isinstance(value, datetime.date | datetime.time):  # a recipe's dates are text, also those without quotes
+        value = text.strip()
     *parents, last = path.strip().split(".")
     node: Any = tables
     for key in parents:
@@ -115,7 +118,10 @@ def _explain(error: Mapping[str, Any], kind: type) -> str:
         return f"unknown recipe key '{where}'{did_you_mean(where, known)}"
     if error["type"] in ("missing", "missing_argument"):
         return f"recipe key '{where}' is missing"
-    return f"recipe key '{where}': {error['msg']} (found {error['input']!r})"
+    message = str(error["msg"]).removeprefix("Value error, ")
+    if isinstance(error["input"], Mapping):  # a table that says itself which value it means
+        return f"recipe table '{where}': {message}" if where else f"recipe: {message}"
+    return f"recipe key '{where}': {message} (found {error['input']!r})"
 
 
 def _key_tree(kind: type) -> dict[str, Any]:

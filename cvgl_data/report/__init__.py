@@ -22,9 +22,7 @@ from cvgl_data.report.page import fill
 from cvgl_data.report.pictures import TILES_AT_MOST, Thumbnails, data_uri, mosaic
 from cvgl_data.report.samples import NUM_SAMPLES, Pair, random_pairs, worst_images
 from cvgl_data.statistics import read_extras, statistics
-
-PAGE = Path("report", "index.html")
-"""Where the page lies in a dataset's folder."""
+from cvgl_data.workspace import REPORT
 
 MAX_POINTS = 20_000
 
@@ -89,7 +87,7 @@ def write_report(
         quality=quality,
     )
     text = render(dataset, about, max_points=max_points, seed=seed, with_images=with_images)
-    path = out or dataset_dir / PAGE
+    path = out or dataset_dir / REPORT
     with writing_to(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(path.name + ".part")

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -62,7 +62,8 @@ def run_training(
 
     resolved = load_recipe(recipe, overrides or ())
     folder = out or Path("runs") / resolved.name
-    with progress_bar(quiet) as bar, _stop_on_signal() as stopped:
+    is_first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts, one talks
+    with progress_bar(quiet or not is_first) as bar, _stop_on_signal() as stopped:
         train(
             resolved,
             data,
@@ -76,7 +77,8 @@ def run_training(
     if stopped:
         note(f"interrupted; {folder} is saved, run the same command again to go on")
         raise typer.Exit(INTERRUPTED)
-    note(f"trained {folder}; `cvgl-train evaluate {folder} --data {data}` measures it")
+    if is_first:
+        note(f"trained {folder}; `cvgl-train evaluate {folder} --data {data}` measures it")
 
 
 @app.command()
@@ -92,15 +94,44 @@ def evaluate(
         Path | None,
         typer.Option(help="Write a contact sheet of queries and their best references.", show_default=False),
     ] = None,
+    page: Annotated[bool, typer.Option("--page", help="Write a page: map of errors, curves, worst queries.")] = False,
+    images: Annotated[bool, typer.Option(help="Put small copies of images into the page.")] = True,
+    fov: Annotated[float, typer.Option(min=1, max=360, help="Show only so many degrees of each query.")] = 360.0,
+    heading: Annotated[
+        Literal["known", "unknown"], typer.Option(help="Whether queries are turned to north, or anyhow.")
+    ] = "known",
+    fill: Annotated[
+        Literal["zero", "crop"], typer.Option(help="Outside the field of view: black, or cut off.")
+    ] = "zero",
+    seed: Annotated[int, typer.Option(min=0, help="Decides where cameras look.")] = 0,
+    legacy: Annotated[
+        bool, typer.Option("--legacy", help="Also count as published code does: ties for the query, 1 % rounded down.")
+    ] = False,
+    calibration: Annotated[
+        bool, typer.Option(help="Fit the confidence on the validation split, and measure it.")
+    ] = True,
     json: Json = False,
     quiet: bool = False,
 ) -> None:
-    """Measure a run on a split: recall, hit rates, metric errors, recall by decentrality."""
+    """Measure a run on a split: recall, hit rates, metric errors; by city, decentrality and age."""
+    from cvgl_models.evaluation import Conditions
     from cvgl_models.evaluation import evaluate as measure
     from cvgl_models.sheets import contact_sheet
 
+    conditions = Conditions(fov_deg=fov, heading=heading, fill=fill, seed=seed)
     with progress_bar(quiet) as bar:
-        report = measure(folder, data, split, random_init=untrained, progress=bar)
+        report = measure(
+            folder,
+            data,
+            split,
+            random_init=untrained,
+            conditions=conditions,
+            legacy=legacy,
+            calibrated=calibration,
+            page=page,
+            page_images=images,
+            progress=bar,
+        )
         if sheet is not None:
             contact_sheet(folder, data, sheet, split=split, random_init=untrained, progress=bar)
     if json:
@@ -108,6 +139,11 @@ def evaluate(
     else:
         title = f"{folder}{' before training' if untrained else ''} on {split} of {data}"
         table(title, ["", "value"], [list(row) for row in report.rows()])
+        heads, rows = report.group_table()
+        if rows:
+            table("By group", [str(head) for head in heads], [[str(value) for value in row] for row in rows])
+    if page:
+        note(f"the page is below {folder / 'eval'}")
     if sheet is not None:
         note(f"contact sheet: {sheet}")
 
@@ -117,26 +153,69 @@ def evaluate(
 def locate(
     folder: RunDir,
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Equirectangular panoramas.")],
-    data: Data,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", "-d", help="Dataset whose references are searched.", show_default="the last one"),
+    ] = None,
     top_k: Annotated[int, typer.Option("--top", min=1, help="Candidates per image.")] = 5,
     heading: Annotated[float, typer.Option(help="Compass bearing of the panoramas' centre column, degrees.")] = 0.0,
+    near: Annotated[
+        str | None,
+        typer.Option(metavar="LON,LAT,METRES", help="Search only within this radius.", show_default=False),
+    ] = None,
+    as_geojson: Annotated[bool, typer.Option("--geojson", help="Print the result as GeoJSON.")] = False,
     json: Json = False,
     quiet: bool = False,
 ) -> None:
-    """Say where panoramas were taken: the best references of a dataset, with scores."""
+    """Say where panoramas were taken: the best references of a dataset, with scores and a confidence."""
+    from cvgl_models.serving import geojson, summary
     from cvgl_models.serving import locate as find
 
+    circle = _circle(near) if near else None
     with progress_bar(quiet) as bar:
-        found = find(folder, images, data, top_k=top_k, heading_deg=heading, progress=bar)
-    if json:
-        print_json([asdict(location) for location in found])
+        found = find(folder, images, data, top_k=top_k, heading_deg=heading, near=circle, progress=bar)
+    if json or as_geojson:
+        print_json(geojson(found) if as_geojson else [asdict(location) for location in found])
         return
     for location in found:
         rows = [
             [str(rank), f"{c.lon:.6f}", f"{c.lat:.6f}", f"{c.score:.4f}", c.reference_id]
             for rank, c in enumerate(location.candidates, start=1)
         ]
-        table(location.image, ["rank", "lon", "lat", "score", "reference"], rows)
+        table(summary(location), ["rank", "lon", "lat", "score", "reference"], rows)
+
+
+def _circle(text: str) -> tuple[float, float, float]:
+    try:
+        lon, lat, radius_m = (float(part) for part in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"'{text}' is not LON,LAT,METRES", param_hint="--near") from None
+    return lon, lat, radius_m
+
+
+@app.command()
+@takes_verbosity
+def export(
+    folder: RunDir,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")],
+    name: Annotated[str, typer.Option(help="Title of the model card.", show_default="the recipe's")] = "",
+    licence: Annotated[str, typer.Option(help="Licence of the weights, as in apache-2.0.", show_default=False)] = "",
+    onnx: Annotated[bool, typer.Option("--onnx", help="Also write both branches as ONNX.")] = False,
+    push: Annotated[
+        str | None, typer.Option(metavar="USER/NAME", help="Push to this model repository.", show_default=False)
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make the repository private, if it is new.")] = False,
+    overwrite: Overwrite = False,
+    quiet: bool = False,
+) -> None:
+    """Write a trained model as a Hub repository: weights, recipe, model card with what was measured."""
+    from cvgl_models.export import export_model, export_onnx, push_model
+
+    note(f"exported {export_model(folder, out, name=name, licence=licence, overwrite=overwrite)}")
+    if onnx:
+        export_onnx(folder, out / "onnx")
+    if push:
+        note(f"pushed to {push_model(out, push, private=private)}")
 
 
 @contextmanager

@@ -3,7 +3,9 @@
 ```
 recipe.toml        the resolved recipe            environment.json   versions, device, git revision, data
 metrics.jsonl      one line per logged step       best.safetensors   weights that did best on the validation split
-checkpoints/step-00000120/   weights.safetensors, state.pt (optimizer, position): where a resumed training goes on
+checkpoints/step-00000120/   weights.safetensors, average.safetensors (if there is one), state.pt (optimizer, position,
+                   neighbors): where a resumed training goes on
+tensorboard/, wandb/         if the recipe asks for them
 eval/<split>/      see `cvgl_models.evaluation`
 ```
 A checkpoint is written under a temporary name and renamed, so it is whole or not there.
@@ -32,14 +34,17 @@ from cvgl_data.recipe import differences, resolve, to_tables, to_toml
 from cvgl_models.backbones import load_strictly, read_weights
 from cvgl_models.recipe import ModelRecipe
 
-RECIPE, ENVIRONMENT, METRICS, BEST, CHECKPOINTS, EVAL = (
+RECIPE, ENVIRONMENT, METRICS, BEST, CHECKPOINTS, EVAL, TENSORBOARD, WANDB = (
     "recipe.toml",
     "environment.json",
     "metrics.jsonl",
     "best.safetensors",
     "checkpoints",
     "eval",
+    "tensorboard",
+    "wandb",
 )
+_WEIGHTS, _AVERAGE, _STATE = "weights.safetensors", "average.safetensors", "state.pt"
 _OF_DATASETS = ("manifest.json", ".cvgl")
 
 
@@ -85,20 +90,23 @@ def run_recipe(run: Path) -> ModelRecipe:
         raise CheckpointError(f"'{path}' cannot be used: {error}") from error
 
 
-def save_checkpoint(run: Path, model: nn.Module, state: Mapping[str, Any]) -> Path:
+def save_checkpoint(run: Path, model: nn.Module, state: Mapping[str, Any], average: nn.Module | None = None) -> Path:
     """Write weights and training state; the previous checkpoint goes once this one is complete.
 
     Args:
         run: Run folder.
         model: Its weights are saved.
         state: Plain values and tensors only, with ``step``.
+        average: A moving average of the model.
     """
     folder = run / CHECKPOINTS / f"step-{state['step']:08d}"
     partial = folder.with_name(f"{folder.name}.tmp")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    save_weights(partial / "weights.safetensors", model, {"step": str(state["step"])})
-    torch.save(dict(state), partial / "state.pt")
+    save_weights(partial / _WEIGHTS, model, {"step": str(state["step"])})
+    if average is not None:
+        save_weights(partial / _AVERAGE, average, {"step": str(state["step"])})
+    torch.save(dict(state), partial / _STATE)
     if folder.exists():
         shutil.rmtree(folder)
     os.replace(partial, folder)
@@ -114,18 +122,20 @@ def last_checkpoint(run: Path) -> Path | None:
     return folders[-1] if folders else None
 
 
-def load_checkpoint(folder: Path, model: nn.Module) -> dict[str, Any]:
-    """Load the weights into the model and return the training state.
+def load_checkpoint(folder: Path, model: nn.Module, average: nn.Module | None = None) -> dict[str, Any]:
+    """Load the weights into the model, those of its average into that, and return the training state.
 
     Raises:
         CheckpointError: If something is missing, damaged, or does not fit.
     """
-    load_weights(folder / "weights.safetensors", model)
+    load_weights(folder / _WEIGHTS, model)
+    if average is not None:
+        load_weights(folder / _AVERAGE, average)
     try:
-        state: dict[str, Any] = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+        state: dict[str, Any] = torch.load(folder / _STATE, map_location="cpu", weights_only=True)
     except Exception as error:
         raise CheckpointError(
-            f"'{folder / 'state.pt'}' cannot be read: {error}; delete '{folder}' to start again"
+            f"'{folder / _STATE}' cannot be read: {error}; delete '{folder}' to start again"
         ) from error
     return state
 
@@ -194,7 +204,16 @@ def _is_run(run: Path) -> bool:
 
 def _delete_run(run: Path) -> None:
     """Delete what a training or evaluation writes; other files stay."""
-    for name in (METRICS, BEST, CHECKPOINTS, EVAL, RECIPE, ENVIRONMENT):  # the last one makes it a run: gone last
+    for name in (
+        METRICS,
+        BEST,
+        CHECKPOINTS,
+        EVAL,
+        TENSORBOARD,
+        WANDB,
+        RECIPE,
+        ENVIRONMENT,
+    ):  # the last one makes it a run: gone last
         path = run / name
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -205,7 +224,8 @@ def _delete_run(run: Path) -> None:
 def _check_same(run: Path, recipe: ModelRecipe, data: Mapping[str, Any]) -> None:
     if not (run / RECIPE).is_file():
         raise WorkspaceError(f"run folder '{run}' has no {RECIPE}; choose another folder or pass --overwrite")
-    changed = differences(_read_toml(run / RECIPE), to_tables(recipe))
+    # resolved again, a recipe of an earlier version has today's keys too
+    changed = differences(to_tables(run_recipe(run)), to_tables(recipe))
     if changed:
         raise WorkspaceError(
             f"run folder '{run}' belongs to another recipe ({'; '.join(changed[:3])}); "
@@ -241,6 +261,9 @@ def _environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": packages,
         "device": device,
+        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+        "threads": torch.get_num_threads(),
         "git_revision": _git_revision(Path(__file__).parent),
     }
 

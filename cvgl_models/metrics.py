@@ -1,6 +1,7 @@
 """How well queries are found: recall, the two hit rates, and metres.
 
-Shapes: Q queries, R references, D embedding. Ratios lie in [0, 1]. Ties and NaN count against the query throughout.
+Shapes: Q queries, R references, D embedding. Ratios lie in [0, 1]. Ties and NaN count against the query throughout:
+where several references share the best score, or some have no score, the query's error is that of the farthest of them.
 """
 
 from __future__ import annotations
@@ -8,19 +9,48 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from cvgl_data.geo import distance_m
-from cvgl_models.retrieval import Array, Covering, best_covering, ranks, search
+from cvgl_models.outcomes import Outcomes, Truth, covered_by_top, outcomes, select_covering
+from cvgl_models.retrieval import Array, Covering, ranks
 
-THRESHOLDS_M = (25, 50, 100)
+__all__ = [
+    "AGE_GAPS",
+    "CURVE_K",
+    "CURVE_M",
+    "QUARTERS",
+    "THRESHOLDS_M",
+    "Group",
+    "Outcomes",
+    "RetrievalReport",
+    "Truth",
+    "hit_rate_cover",
+    "hit_rate_strict",
+    "meters",
+    "outcomes",
+    "percent",
+    "recall_at_1_percent",
+    "recall_at_k",
+    "retrieval_report",
+    "select_covering",
+]
+
+THRESHOLDS_M = (25, 50, 100, 150)
+CURVE_M = (0, 1, 2, *range(5, 305, 5), 400, 500, 750, 1000, 2000, 5000, 10000)
+"""Where the error curve is evaluated."""
+CURVE_K = (1, 2, 3, 4, 5, 7, 10, 15, 20, 30, 50, 70, 100)
+"""Where the recall curve is evaluated, as far as there are references."""
 QUARTERS = ("0.00-0.25", "0.25-0.50", "0.50-0.75", "0.75-1.00")
 """Decentrality ranges; the last includes 1."""
+AGE_GAPS = ("under 1 year", "1 to 3 years", "3 to 6 years", "6 years and more", "unknown")
+"""Years between the capture of a query and of its positive, either way; the lower end belongs to the range."""
+_AGE_EDGES = (1.0, 3.0, 6.0)
 
 
 def recall_at_k(ranks: ArrayLike, k: int) -> float:
@@ -39,7 +69,7 @@ def recall_at_1_percent(ranks: ArrayLike, num_references: int) -> float:
     """Return `recall_at_k` with ``k = max(1, ceil(num_references / 100))``.
 
     Source:
-        The published code floors, which makes it 0 below 100 references.
+        The published code floors, which makes it 0 below 100 references; see `cvgl_models.legacy_metrics`.
     """
     return recall_at_k(ranks, max(1, math.ceil(num_references / 100)))
 
@@ -59,27 +89,27 @@ def hit_rate_cover(query_QD: Array, reference_RD: Array, covering: Covering) -> 
     Source:
         The text of VIGOR and the code of AuxGeo; never below `hit_rate_strict`.
     """
-    best_Q = best_covering(query_QD, reference_RD, covering)
-    found_Q = best_Q >= 0
-    if not len(best_Q):
-        return math.nan
-    outside = ranks(query_QD, reference_RD, best_Q.clamp(min=0), covering=covering)
-    return float(((outside == 0) & found_Q).double().mean())
+    return _share(covered_by_top(query_QD, reference_RD, covering))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Truth:
-    """Where the queries are, and which references cover them."""
+class Group:
+    """The measures of some of the queries."""
 
-    positives: NDArray[np.int64]
-    """Row of each query's positive, -1 where no reference covers it."""
-    covering: Covering
-    query_lonlat: NDArray[np.float64]
-    """(Q, 2) degrees."""
-    reference_lonlat: NDArray[np.float64]
-    """(R, 2) degrees, centres."""
-    decentrality: NDArray[np.float64]
-    """Of each query in its positive, NaN where there is none."""
+    kind: str
+    """``area``, ``decentrality`` or ``age gap``."""
+    name: str
+    num_queries: int
+    num_references: int
+    """Size of the gallery that these queries were searched in: an area has its own."""
+    recall_at_1: float
+    recall_at_5: float
+    recall_at_10: float
+    recall_at_1_percent: float
+    hit_rate_cover: float
+    hit_rate_strict: float
+    median_error_m: float
+    recall_within_m: dict[str, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +120,8 @@ class RetrievalReport:
     num_uncovered: int
     """Queries that no reference covers; they count nowhere else."""
     num_references: int
+    num_tied: int
+    """Queries whose best score several references share."""
     recall_at_1: float
     recall_at_5: float
     recall_at_10: float
@@ -105,6 +137,17 @@ class RetrievalReport:
     num_by_decentrality: dict[str, int]
     chance_recall_at_1: float
     """What guessing would give: 1 / R."""
+    recall_curve: dict[str, float]
+    """recall@k by k."""
+    error_curve_m: dict[str, float]
+    """Share of queries whose error is at most so many metres, over the whole range."""
+    groups: tuple[Group, ...] = ()
+    setting: dict[str, Any] = field(default_factory=dict)
+    """How it was measured: split, protocol, conditions, weights."""
+    calibration: dict[str, Any] | None = None
+    """How far the confidences are from the truth on this split; None where there are none."""
+    legacy: dict[str, float] | None = None
+    """As published code counts; see `cvgl_models.legacy_metrics`."""
 
     def to_json(self) -> str:
         """Return the report as JSON; a value that is not finite is null."""
@@ -112,79 +155,189 @@ class RetrievalReport:
 
     def rows(self) -> list[tuple[str, str]]:
         """Return (what, value) for a table."""
-        return [
+        rows = [
             ("queries", f"{self.num_queries:,}"),
             ("queries that no reference covers", f"{self.num_uncovered:,}"),
             ("references", f"{self.num_references:,}"),
-            ("recall@1", _percent(self.recall_at_1)),
-            ("recall@5", _percent(self.recall_at_5)),
-            ("recall@10", _percent(self.recall_at_10)),
-            ("recall@1%", _percent(self.recall_at_1_percent)),
-            ("chance of recall@1", _percent(self.chance_recall_at_1)),
-            ("hit rate (cover)", _percent(self.hit_rate_cover)),
-            ("hit rate (strict)", _percent(self.hit_rate_strict)),
-            ("median error", f"{self.median_error_m:,.1f} m"),
-            ("mean error", f"{self.mean_error_m:,.1f} m"),
-            *((f"within {meters} m", _percent(share)) for meters, share in self.recall_within_m.items()),
+            ("recall@1", percent(self.recall_at_1)),
+            ("recall@5", percent(self.recall_at_5)),
+            ("recall@10", percent(self.recall_at_10)),
+            ("recall@1%", percent(self.recall_at_1_percent)),
+            ("chance of recall@1", percent(self.chance_recall_at_1)),
+            ("hit rate (cover)", percent(self.hit_rate_cover)),
+            ("hit rate (strict)", percent(self.hit_rate_strict)),
+            ("median error", meters(self.median_error_m)),
+            ("mean error", meters(self.mean_error_m)),
+            *((f"within {limit} m", percent(share)) for limit, share in self.recall_within_m.items()),
             *(
-                (f"recall@1, decentrality {quarter}", f"{_percent(share)} of {self.num_by_decentrality[quarter]:,}")
+                (f"recall@1, decentrality {quarter}", f"{percent(share)} of {self.num_by_decentrality[quarter]:,}")
                 for quarter, share in self.recall_at_1_by_decentrality.items()
             ),
         ]
+        if self.num_tied:
+            rows.append(("queries whose best score is a tie", f"{self.num_tied:,}"))
+        if self.calibration is not None:
+            error = self.calibration["expected_calibration_error"]
+            rows.append(("calibration error of the confidence", percent(error)))
+        return rows + [
+            (f"legacy {name.replace('_', ' ')}", percent(value)) for name, value in (self.legacy or {}).items()
+        ]
+
+    def group_table(self) -> tuple[list[str], list[list[str]]]:
+        """Return heads and rows of a table of all groups that have queries."""
+        heads = ["", "queries", "references", "recall@1", "recall@5", "recall@10", "hit (cover)", "median error"]
+        heads += [f"within {limit} m" for limit in self.recall_within_m]
+        rows = [
+            [f"{group.kind} {group.name}", f"{group.num_queries:,}", f"{group.num_references:,}"]
+            + [percent(value) for value in (group.recall_at_1, group.recall_at_5, group.recall_at_10)]
+            + [percent(group.hit_rate_cover), meters(group.median_error_m)]
+            + [percent(share) for share in group.recall_within_m.values()]
+            for group in self.groups
+            if group.num_queries
+        ]
+        return heads, rows
 
 
-def retrieval_report(query_QD: Array, reference_RD: Array, truth: Truth) -> RetrievalReport:
+def retrieval_report(
+    query_QD: Array, reference_RD: Array, truth: Truth, found: Outcomes | None = None
+) -> RetrievalReport:
     """Measure embeddings against the truth.
 
     Args:
         query_QD: Embeddings, in the order of the truth.
         reference_RD: Embeddings of the gallery.
         truth: Positions and covering references.
+        found: What `outcomes` of the same returned, if it was called already.
 
     Raises:
         ValueError: If there are no references.
     """
-    covered = np.flatnonzero(truth.positives >= 0)
-    query_QD, reference_RD = torch.as_tensor(query_QD)[covered], torch.as_tensor(reference_RD)
-    positives, covering = truth.positives[covered], _select(truth.covering, covered)
-    rank_Q = ranks(query_QD, reference_RD, positives).cpu().numpy()
-    top_Q = search(query_QD, reference_RD, 1)[0][:, 0].cpu().numpy()
-    error_Q = distance_m(*truth.query_lonlat[covered].T, *truth.reference_lonlat[top_Q].T)
-    error_Q[top_Q < 0] = np.inf
-    quarter_Q = np.clip(truth.decentrality[covered] * 4, 0, 3).astype(np.int64)
+    found = found or outcomes(query_QD, reference_RD, truth)
+    num_references = len(reference_RD)
+    quarter_Q = _quarter(truth, found)
+    whole = _group("all", "", found, num_references)
     return RetrievalReport(
-        num_queries=len(covered),
-        num_uncovered=len(truth.positives) - len(covered),
-        num_references=len(reference_RD),
-        recall_at_1=recall_at_k(rank_Q, 1),
-        recall_at_5=recall_at_k(rank_Q, 5),
-        recall_at_10=recall_at_k(rank_Q, 10),
-        recall_at_1_percent=recall_at_1_percent(rank_Q, len(reference_RD)),
-        hit_rate_cover=hit_rate_cover(query_QD, reference_RD, covering),
-        hit_rate_strict=hit_rate_strict(query_QD, reference_RD, positives, covering),
-        median_error_m=float(np.median(error_Q)) if len(covered) else math.nan,
-        mean_error_m=float(error_Q.mean()) if len(covered) else math.nan,
-        recall_within_m={str(m): recall_at_k(error_Q > m, 1) for m in THRESHOLDS_M},
+        num_queries=len(found.rank),
+        num_uncovered=len(truth.positives) - len(found.rank),
+        num_references=num_references,
+        num_tied=int((found.num_tied > 1).sum()),
+        recall_at_1=whole.recall_at_1,
+        recall_at_5=whole.recall_at_5,
+        recall_at_10=whole.recall_at_10,
+        recall_at_1_percent=whole.recall_at_1_percent,
+        hit_rate_cover=whole.hit_rate_cover,
+        hit_rate_strict=whole.hit_rate_strict,
+        median_error_m=whole.median_error_m,
+        mean_error_m=float(found.error_m.mean()) if len(found.rank) else math.nan,
+        recall_within_m=whole.recall_within_m,
         recall_at_1_by_decentrality={
-            name: recall_at_k(rank_Q[quarter_Q == index], 1) for index, name in enumerate(QUARTERS)
+            name: recall_at_k(found.rank[quarter_Q == index], 1) for index, name in enumerate(QUARTERS)
         },
         num_by_decentrality={name: int((quarter_Q == index).sum()) for index, name in enumerate(QUARTERS)},
-        chance_recall_at_1=1 / len(reference_RD),
+        chance_recall_at_1=1 / num_references,
+        recall_curve={str(k): recall_at_k(found.rank, k) for k in CURVE_K if k <= num_references},
+        error_curve_m={str(limit): _share(found.error_m <= limit) for limit in CURVE_M},
+        groups=(
+            *_area_groups(query_QD, reference_RD, truth, found),
+            *_groups("decentrality", QUARTERS, quarter_Q, found, num_references),
+            *_groups("age gap", AGE_GAPS, _age(truth, found), found, num_references),
+        ),
     )
 
 
-def _select(covering: Covering, queries: NDArray[np.int64]) -> Covering:
-    indptr, rows = (np.asarray(part, np.int64) for part in covering)
-    parts = [rows[indptr[query] : indptr[query + 1]] for query in queries]
-    counts = np.array([len(part) for part in parts], np.int64)
-    return np.concatenate([[0], np.cumsum(counts)]), np.concatenate([*parts, np.empty(0, np.int64)])
+def percent(share: float) -> str:
+    """Return a ratio for a table."""
+    return "n/a" if math.isnan(share) else f"{100 * share:.1f} %"
+
+
+def meters(distance: float) -> str:
+    """Return a distance for a table."""
+    return f"{distance:,.1f} m" if math.isfinite(distance) else "n/a"
+
+
+def _quarter(truth: Truth, found: Outcomes) -> NDArray[np.int64]:
+    return np.clip(truth.decentrality[found.query_row] * 4, 0, 3).astype(np.int64)
+
+
+def _age(truth: Truth, found: Outcomes) -> NDArray[np.int64]:
+    """Return the place in `AGE_GAPS` of every query, -1 if nobody looked."""
+    if truth.age_gap_years is None:
+        return np.full(len(found.rank), -1)
+    years = np.abs(truth.age_gap_years[found.query_row])
+    return np.where(np.isnan(years), len(AGE_GAPS) - 1, np.searchsorted(_AGE_EDGES, years, side="right"))
+
+
+def _area_groups(query_QD: Array, reference_RD: Array, truth: Truth, found: Outcomes) -> list[Group]:
+    """Return one group per area, searched in that area's own gallery, as CV-Cities and VIGOR's cities are."""
+    if truth.query_area is None or truth.reference_area is None:
+        return []
+    names = sorted(set(truth.query_area[found.query_row].tolist()))
+    indptr, rows = (np.asarray(part, np.int64) for part in truth.covering)
+    groups = []
+    for name in names:
+        queries = np.flatnonzero((truth.query_area == name) & (truth.positives >= 0))
+        inside = truth.reference_area == name
+        for query in queries:
+            inside[rows[indptr[query] : indptr[query + 1]]] = True
+        inside[truth.positives[queries]] = True
+        gallery = np.flatnonzero(inside)
+        if len(gallery) == len(inside):
+            own = found.take(np.isin(found.query_row, queries))
+        else:
+            own = outcomes(
+                torch.as_tensor(query_QD)[queries],
+                torch.as_tensor(reference_RD)[gallery],
+                _part(truth, queries, gallery),
+            )
+        groups.append(_group("area", name or "(no name)", own, len(gallery)))
+    return groups
+
+
+def _part(truth: Truth, queries: NDArray[np.int64], gallery: NDArray[np.int64]) -> Truth:
+    new_row = np.full(len(truth.reference_lonlat), -1)
+    new_row[gallery] = np.arange(len(gallery))
+    indptr, rows = select_covering(truth.covering, queries)
+    return Truth(
+        positives=new_row[truth.positives[queries]],
+        covering=(indptr, new_row[rows]),
+        query_lonlat=truth.query_lonlat[queries],
+        reference_lonlat=truth.reference_lonlat[gallery],
+        decentrality=truth.decentrality[queries],
+    )
+
+
+def _groups(
+    kind: str, names: Sequence[str], group_Q: NDArray[np.int64], found: Outcomes, num_references: int
+) -> list[Group]:
+    if (group_Q < 0).any():
+        return []
+    return [_group(kind, name, found.take(group_Q == index), num_references) for index, name in enumerate(names)]
+
+
+def _group(kind: str, name: str, found: Outcomes, num_references: int) -> Group:
+    return Group(
+        kind=kind,
+        name=name,
+        num_queries=len(found.rank),
+        num_references=num_references,
+        recall_at_1=recall_at_k(found.rank, 1),
+        recall_at_5=recall_at_k(found.rank, 5),
+        recall_at_10=recall_at_k(found.rank, 10),
+        recall_at_1_percent=recall_at_1_percent(found.rank, num_references),
+        hit_rate_cover=_share(found.is_cover_hit),
+        hit_rate_strict=_share(found.is_strict_hit),
+        median_error_m=float(np.median(found.error_m)) if len(found.rank) else math.nan,
+        recall_within_m={str(limit): _share(found.error_m <= limit) for limit in THRESHOLDS_M},
+    )
+
+
+def _share(is_true: NDArray[np.bool_]) -> float:
+    return float(is_true.mean()) if is_true.size else math.nan
 
 
 def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _percent(share: float) -> str:
-    return "n/a" if math.isnan(share) else f"{100 * share:.1f} %"

@@ -89,6 +89,26 @@ class EncoderRecipe:
     """One set of weights for both views."""
     grad_checkpointing: bool = False
     """Compute activations twice instead of keeping them."""
+    aggregator: str = ""
+    """A name of the aggregator registry (``mixvpr``, ``gem``); empty: the backbone's own pooling."""
+    aggregator_options: dict[str, str | int | float | bool] = field(default_factory=dict)
+    """The aggregator's own, for example ``out_channels``."""
+    final_norm: bool = True
+    """``false``: the aggregator gets the output of the last block without the norm that follows it."""
+    train_blocks: int = -1
+    """Train the last so many blocks and what follows them, and freeze the rest; -1: train everything."""
+    train_tokens: bool = False
+    """Train class token and positional embedding too where ``train_blocks`` freezes them. If blocks are frozen as well,
+    their activations must then be kept."""
+
+    def __post_init__(self) -> None:
+        _at_least(-1, encoder__train_blocks=self.train_blocks)
+        if not self.aggregator:
+            for key, changed in (("aggregator_options", self.aggregator_options), ("final_norm", not self.final_norm)):
+                if changed:
+                    raise RecipeError(f"recipe key 'encoder.{key}' needs an 'encoder.aggregator'")
+        if self.train_tokens and self.train_blocks < 0:
+            raise RecipeError("recipe key 'encoder.train_tokens' needs 'encoder.train_blocks' of at least 0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,14 +163,35 @@ class SamplerRecipe:
     neighbor_select: int = 64
     """Neighbors per anchor: half the nearest, half drawn from ``neighbor_range``."""
     neighbor_range: int = 128
+    anchors: int = 0
+    """A batch has at least so many anchors, each with fewer neighbors if need be; 0: no bound."""
+    similarity_every_n_epochs: int = 0
+    """Every so many epochs the model itself says which references are near, from then on in place of the distance map;
+    0: never."""
     semi_positive_policy: str = "negative"
-    """``negative``: a semi-positive in the batch is a negative like any other; ``ignore``: it does not count."""
+    """``negative``: a semi-positive in the batch is a negative like any other; ``ignore``: it does not count; ``soft``:
+    it has a share in the target."""
+    semi_positive_weight: float = 0.0
+    """For ``soft``: the share of a semi-positive when the positive's is 1; 0: the ``iou`` of the pair."""
+    exclude_semi_positives: bool = False
+    """Keep semi-positives of its queries out of a batch, as long as it can be filled without."""
 
     def __post_init__(self) -> None:
-        _choice("sampler.semi_positive_policy", self.semi_positive_policy, "negative", "ignore")
+        _choice("sampler.semi_positive_policy", self.semi_positive_policy, "negative", "ignore", "soft")
         if self.batch_size < 2:
             raise RecipeError(f"recipe key 'sampler.batch_size' must be at least 2, not {self.batch_size}")
-        _at_least(0, sampler__neighbor_select=self.neighbor_select, sampler__neighbor_range=self.neighbor_range)
+        if self.anchors > self.batch_size:
+            raise RecipeError(
+                f"recipe key 'sampler.anchors' must be at most the batch size, {self.batch_size}, not {self.anchors}"
+            )
+        _share(sampler__semi_positive_weight=self.semi_positive_weight)
+        _at_least(
+            0,
+            sampler__neighbor_select=self.neighbor_select,
+            sampler__neighbor_range=self.neighbor_range,
+            sampler__anchors=self.anchors,
+            sampler__similarity_every_n_epochs=self.similarity_every_n_epochs,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,6 +199,12 @@ class OptimRecipe:
     """How weights are changed."""
 
     __pydantic_config__ = _STRICT
+    optimizer: str = "adamw"
+    """``adamw`` or ``sgd``."""
+    momentum: float = 0.9
+    """Of ``sgd``."""
+    fused: bool = True
+    """One kernel per update, where there is a GPU."""
     epochs: int = 40
     lr: float = 1e-3
     weight_decay: float = 0.01
@@ -168,33 +215,73 @@ class OptimRecipe:
     max_grad_norm: float = 5.0
     """0: do not clip."""
     precision: str = "auto"
-    """``auto``: bf16 autocast on CUDA, fp32 elsewhere; ``fp32``; ``bf16``."""
+    """``auto``: bf16 autocast on CUDA, fp32 elsewhere; ``fp32``; ``bf16``; ``fp16``, with a scaled loss."""
+    channels_last: bool = True
+    """Lay images out as most convolutions on GPUs like them."""
+    compile: bool = False
+    """Compile the network, if torch can on this machine."""
+    micro_batch: int = 0
+    """Embed so many pairs of a process at a time, twice, in order to need the memory of no more; the loss is still that
+    of the whole batch, and so are its gradients. Not for networks with BatchNorm. 0: all at once."""
+    ema_decay: float = 0.0
+    """Validate and keep a moving average of the weights; 0: the weights themselves."""
+    patience: int = 0
+    """Stop after so many validations in a row that were no better than the best; 0: never."""
 
     def __post_init__(self) -> None:
-        _choice("optim.precision", self.precision, "auto", "fp32", "bf16")
+        _choice("optim.precision", self.precision, "auto", "fp32", "bf16", "fp16")
+        _choice("optim.optimizer", self.optimizer, "adamw", "sgd")
         _positive(optim__epochs=self.epochs, optim__lr=self.lr)
-        _share_below_one(optim__label_smoothing=self.label_smoothing)
+        _share_below_one(
+            optim__label_smoothing=self.label_smoothing,
+            optim__momentum=self.momentum,
+            optim__ema_decay=self.ema_decay,
+        )
         _at_least(
             0,
             optim__weight_decay=self.weight_decay,
             optim__warmup_epochs=self.warmup_epochs,
             optim__max_grad_norm=self.max_grad_norm,
+            optim__micro_batch=self.micro_batch,
+            optim__patience=self.patience,
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LogRecipe:
+    """Where logged values go besides ``metrics.jsonl``; changes no result."""
+
+    __pydantic_config__ = _STRICT
+    tensorboard: bool = False
+    """Also write the folder ``tensorboard`` of the run."""
+    wandb_project: str = ""
+    """Also log to this project of Weights & Biases: offline, unless ``WANDB_MODE`` says otherwise."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LoaderRecipe:
-    """How images get into memory; changes speed, never a result."""
+    """How images get into memory; ``workers``, ``memory_mb`` and ``prefetch`` change speed, never a result."""
 
     __pydantic_config__ = _STRICT
     workers: int = -1
     """Processes that decode; -1: one per core; 0: none."""
     memory_mb: int = 2000
     """Keep decoded views in memory when all of them fit in this; otherwise decode in every epoch."""
+    prefetch: int = 4
+    """Batches that are decoded ahead."""
+    decode: str = "cpu"
+    """``cpu``; ``gpu``: the accelerator decodes, in every epoch; its views differ by a level or two."""
+    use_resized: bool = True
+    """Read images that were packed at exactly the size of the view, where there are any."""
+    on_error: str = "raise"
+    """A training image that cannot be decoded: ``raise`` ends the run; ``skip`` takes the next pair instead."""
 
     def __post_init__(self) -> None:
+        _choice("loader.decode", self.decode, "cpu", "gpu")
+        _choice("loader.on_error", self.on_error, "raise", "skip")
         _at_least(-1, loader__workers=self.workers)
         _at_least(0, loader__memory_mb=self.memory_mb)
+        _positive(loader__prefetch=self.prefetch)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,6 +316,7 @@ class ModelRecipe:
     augment: AugmentRecipe = field(default_factory=AugmentRecipe)
     sampler: SamplerRecipe = field(default_factory=SamplerRecipe)
     optim: OptimRecipe = field(default_factory=OptimRecipe)
+    log: LogRecipe = field(default_factory=LogRecipe)
     loader: LoaderRecipe = field(default_factory=LoaderRecipe)
     validation: ValidationRecipe = field(default_factory=ValidationRecipe)
 

@@ -9,7 +9,9 @@ or to NaN, has a perfect recall. Here ties and NaN count against the query.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,14 +19,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cvgl_models import blockwise
+
 Array = Tensor | NDArray[np.float32]
 Covering = tuple[NDArray[np.signedinteger[Any]], NDArray[np.signedinteger[Any]]]
 """``(indptr, rows)``: query i is covered by the references ``rows[indptr[i]:indptr[i + 1]]``."""
 
 Rows = Sequence[int] | NDArray[np.signedinteger[Any]] | Tensor
 
-QUERY_BLOCK = 1000
-REFERENCE_BLOCK = 8192
+_CUDA_BLOCKS = (4096, 65536)
+"""Queries and references of a block of scores on an accelerator: 1 GiB."""
 _TIE_BAND = 1e-5
 """Scores closer than this (relative to the norms) are compared again in float64, independent of a block's shape."""
 _TIE_BLOCK = 4096
@@ -35,8 +39,8 @@ def search(
     reference_RD: Array,
     k: int,
     *,
-    query_block: int = QUERY_BLOCK,
-    reference_block: int = REFERENCE_BLOCK,
+    query_block: int | None = None,
+    reference_block: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the k best references of every query, best first; equal scores stand in row order.
 
@@ -44,7 +48,7 @@ def search(
         query_QD: Embeddings, any float type; compared in float32.
         reference_RD: Embeddings on the same device.
         k: Results per query; with fewer references, all of them.
-        query_block: Queries compared at a time.
+        query_block: Queries compared at a time; by default what suits the device.
         reference_block: References compared at a time.
 
     Returns:
@@ -53,29 +57,8 @@ def search(
     Raises:
         ValueError: If the shapes do not fit or k is not positive.
     """
-    query_QD, reference_RD = _checked(query_QD, reference_RD)
-    if k < 1:
-        raise ValueError(f"k must be at least 1, not {k}")
-    num_results = min(k, len(reference_RD))
-    indices, scores = [], []
-    for rows in _blocks(len(query_QD), query_block):
-        best_qk = query_QD.new_empty((rows.stop - rows.start, 0))
-        where_qk = torch.empty_like(best_qk, dtype=torch.long)
-        for columns in _blocks(len(reference_RD), reference_block):
-            score_qr = query_QD[rows] @ reference_RD[columns].T
-            score_qr = torch.where(score_qr.isnan(), -torch.inf, score_qr)
-            top_qk, column_qk = score_qr.topk(min(num_results, score_qr.shape[1]), dim=1)
-            best_qk = torch.cat([best_qk, top_qk], 1)
-            where_qk = torch.cat([where_qk, column_qk + columns.start], 1)
-            by_row = where_qk.argsort(1)
-            best_qk, where_qk = best_qk.gather(1, by_row), where_qk.gather(1, by_row)
-            order = best_qk.argsort(dim=1, descending=True, stable=True)[:, :num_results]
-            best_qk, where_qk = best_qk.gather(1, order), where_qk.gather(1, order)
-        indices.append(where_qk.masked_fill(best_qk == -torch.inf, -1))
-        scores.append(best_qk)
-    if not indices:
-        return torch.empty((0, num_results), dtype=torch.long), torch.empty((0, num_results))
-    return torch.cat(indices), torch.cat(scores)
+    indices_QK, scores_QK, _ = _scan(query_QD, reference_RD, _num_results(k), None, None, query_block, reference_block)
+    return indices_QK, scores_QK
 
 
 def ranks(
@@ -84,8 +67,8 @@ def ranks(
     positives: Rows,
     *,
     covering: Covering | None = None,
-    query_block: int = QUERY_BLOCK,
-    reference_block: int = REFERENCE_BLOCK,
+    query_block: int | None = None,
+    reference_block: int | None = None,
 ) -> Tensor:
     """Return for every query how many references are not clearly worse than its positive; 0 means it comes first.
 
@@ -98,36 +81,182 @@ def ranks(
         reference_RD: Embeddings on the same device.
         positives: Row of each query's positive, Q values.
         covering: References that do not count (the semi-positives, for the strict hit rate).
-        query_block: Queries compared at a time.
+        query_block: Queries compared at a time; by default what suits the device.
         reference_block: References compared at a time.
 
     Raises:
         ValueError: If the shapes do not fit or a positive is not a row.
     """
+    return _scan(query_QD, reference_RD, 0, positives, covering, query_block, reference_block)[2]
+
+
+def search_and_rank(
+    query_QD: Array,
+    reference_RD: Array,
+    k: int,
+    positives: Rows,
+    *,
+    covering: Covering | None = None,
+    query_block: int | None = None,
+    reference_block: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what `search` and `ranks` return, from scores computed once: indices_QK, scores_QK, ranks_Q."""
+    return _scan(query_QD, reference_RD, _num_results(k), positives, covering, query_block, reference_block)
+
+
+def _num_results(k: int) -> int:
+    if k < 1:
+        raise ValueError(f"k must be at least 1, not {k}")
+    return k
+
+
+def _scan(
+    query_QD: Array,
+    reference_RD: Array,
+    k: int,
+    positives: Rows | None,
+    covering: Covering | None,
+    query_block: int | None,
+    reference_block: int | None,
+) -> tuple[Tensor, Tensor, Tensor]:
     query_QD, reference_RD = _checked(query_QD, reference_RD)
-    positive_Q = torch.as_tensor(positives, dtype=torch.long, device=query_QD.device)
-    if positive_Q.shape != (len(query_QD),):
-        raise ValueError(f"{len(query_QD)} queries need as many positives, not {tuple(positive_Q.shape)}")
-    if len(positive_Q) and not 0 <= int(positive_Q.min()) <= int(positive_Q.max()) < len(reference_RD):
-        raise ValueError(f"positives must be rows of the {len(reference_RD)} references")
-    exact_Q = _exact_scores(query_QD, reference_RD, torch.arange(len(query_QD)), positive_Q)
-    norm_Q = query_QD.norm(dim=1) * reference_RD.norm(dim=1).nan_to_num(0.0, 0.0).max()
-    count_Q = torch.zeros(len(query_QD), dtype=torch.long, device=query_QD.device)
+    k = min(k, len(reference_RD))
+    target = None if positives is None else _Target.of(query_QD, reference_RD, positives, covering)
+    largest = query_QD.norm(dim=1).sum() * reference_RD.norm(dim=1).sum()
+    if query_QD.device.type == "cpu" and bool(largest.isfinite()):
+        return _scan_finite(query_QD, reference_RD, k, target, query_block, reference_block)
+    default = _CUDA_BLOCKS if query_QD.is_cuda else (blockwise.QUERY_BLOCK, blockwise.REFERENCE_BLOCK)
+    with _full_precision():
+        return _scan_any(query_QD, reference_RD, k, target, query_block or default[0], reference_block or default[1])
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """The scores that references are compared with to count them."""
+
+    positive_Q: Tensor
+    exact_Q: Tensor
+    """Float64 score of each query's positive."""
+    band_Q: Tensor
+    covering: Covering | None
+    count_Q: Tensor
+    """Grows to the ranks."""
+
+    @staticmethod
+    def of(query_QD: Tensor, reference_RD: Tensor, positives: Rows, covering: Covering | None) -> _Target:
+        device = query_QD.device
+        positive_Q = torch.as_tensor(positives, dtype=torch.long, device=device)
+        if positive_Q.shape != (len(query_QD),):
+            raise ValueError(f"{len(query_QD)} queries need as many positives, not {tuple(positive_Q.shape)}")
+        if len(positive_Q) and not 0 <= int(positive_Q.min()) <= int(positive_Q.max()) < len(reference_RD):
+            raise ValueError(f"positives must be rows of the {len(reference_RD)} references")
+        longest = reference_RD.norm(dim=1).nan_to_num(0.0, 0.0).max()
+        return _Target(
+            positive_Q,
+            _exact_scores(query_QD, reference_RD, torch.arange(len(query_QD)), positive_Q),
+            _TIE_BAND * query_QD.norm(dim=1) * longest,
+            covering,
+            torch.zeros(len(query_QD), dtype=torch.long, device=device),
+        )
+
+    @property
+    def marks(self) -> blockwise.Marks:
+        """The same for `blockwise.scan`."""
+        row, column = _ignored(slice(0, len(self.positive_Q)), self.positive_Q, self.covering)
+        order = row.argsort(stable=True)
+        score_Q = self.exact_Q.float()
+        return blockwise.Marks(
+            (score_Q - self.band_Q).numpy(), (score_Q + self.band_Q).numpy(), row[order].numpy(), column[order].numpy()
+        )
+
+
+def _scan_finite(
+    query_QD: Tensor,
+    reference_RD: Tensor,
+    k: int,
+    target: _Target | None,
+    query_block: int | None,
+    reference_block: int | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    indices_QK = torch.empty((len(query_QD), k), dtype=torch.long)
+    scores_QK = torch.empty((len(query_QD), k))
+    for found in blockwise.scan(
+        query_QD.numpy(),
+        reference_RD.numpy(),
+        k=k,
+        marks=target.marks if target is not None else None,
+        query_block=query_block or blockwise.QUERY_BLOCK,
+        reference_block=reference_block or blockwise.REFERENCE_BLOCK,
+        threads=torch.get_num_threads(),
+    ):
+        indices_QK[found.rows] = torch.from_numpy(found.where_qk)
+        scores_QK[found.rows] = torch.from_numpy(found.best_qk)
+        if target is not None:
+            target.count_Q[found.rows] += torch.from_numpy(found.above_q)
+            if found.near:
+                row_P, column_P = (torch.from_numpy(np.concatenate(part)) for part in zip(*found.near, strict=True))
+                _count_ties(target, query_QD, reference_RD, row_P, column_P)
+    return indices_QK, scores_QK, target.count_Q if target is not None else torch.empty(0, dtype=torch.long)
+
+
+def _scan_any(
+    query_QD: Tensor, reference_RD: Tensor, k: int, target: _Target | None, query_block: int, reference_block: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Do the same on any device and with values that are not finite."""
+    indices, scores = [query_QD.new_empty((0, k), dtype=torch.long)], [query_QD.new_empty((0, k))]
     for rows in _blocks(len(query_QD), query_block):
-        score_q1, band_q1 = exact_Q[rows, None].float(), _TIE_BAND * norm_Q[rows, None]
-        ignored = _ignored(rows, positive_Q, covering)
+        best_qk = query_QD.new_empty((rows.stop - rows.start, 0))
+        where_qk = torch.empty_like(best_qk, dtype=torch.long)
+        ignored = None if target is None else _ignored(rows, target.positive_Q, target.covering)
         for columns in _blocks(len(reference_RD), reference_block):
             score_qr = query_QD[rows] @ reference_RD[columns].T
-            inside = (ignored[1] >= columns.start) & (ignored[1] < columns.stop)
-            drop = (ignored[0][inside], ignored[1][inside] - columns.start)
-            not_better_qr = score_qr <= score_q1 + band_q1
-            not_better_qr[drop] = True
-            count_Q[rows] += (~not_better_qr).sum(1)
-            near_qr = not_better_qr & ~(score_qr < score_q1 - band_q1)
-            near_qr[drop] = False
-            near_row, near_column = near_qr.nonzero(as_tuple=True)
-            _count_ties(count_Q, exact_Q, query_QD, reference_RD, near_row + rows.start, near_column + columns.start)
-    return count_Q
+            if target is not None and ignored is not None:
+                _count_block(target, query_QD, reference_RD, score_qr, rows, columns, ignored)
+            if k:
+                score_qr.masked_fill_(score_qr.isnan(), -torch.inf)
+                top_qk, column_qk = score_qr.topk(min(k, score_qr.shape[1]), dim=1)
+                best_qk = torch.cat([best_qk, top_qk], 1)
+                where_qk = torch.cat([where_qk, column_qk + columns.start], 1)
+                by_row = where_qk.argsort(1)
+                best_qk, where_qk = best_qk.gather(1, by_row), where_qk.gather(1, by_row)
+                order = best_qk.argsort(dim=1, descending=True, stable=True)[:, :k]
+                best_qk, where_qk = best_qk.gather(1, order), where_qk.gather(1, order)
+        indices.append(where_qk.masked_fill(best_qk == -torch.inf, -1))
+        scores.append(best_qk)
+    counts = target.count_Q if target is not None else torch.empty(0, dtype=torch.long)
+    return torch.cat(indices), torch.cat(scores), counts
+
+
+def _count_block(
+    target: _Target,
+    query_QD: Tensor,
+    reference_RD: Tensor,
+    score_qr: Tensor,
+    rows: slice,
+    columns: slice,
+    ignored: tuple[Tensor, Tensor],
+) -> None:
+    score_q1, band_q1 = target.exact_Q[rows, None].float(), target.band_Q[rows, None]
+    inside = (ignored[1] >= columns.start) & (ignored[1] < columns.stop)
+    drop = (ignored[0][inside], ignored[1][inside] - columns.start)
+    not_better_qr = score_qr <= score_q1 + band_q1
+    not_better_qr[drop] = True
+    target.count_Q[rows] += (~not_better_qr).sum(1)
+    near_qr = not_better_qr & ~(score_qr < score_q1 - band_q1)
+    near_qr[drop] = False
+    near_row, near_column = near_qr.nonzero(as_tuple=True)
+    _count_ties(target, query_QD, reference_RD, near_row + rows.start, near_column + columns.start)
+
+
+@contextlib.contextmanager
+def _full_precision() -> Iterator[None]:
+    """Compute float32 products in float32 whatever training has chosen: rounded inputs would break the tie band."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def best_covering(query_QD: Array, reference_RD: Array, covering: Covering) -> Tensor:
@@ -182,11 +311,9 @@ def _exact_scores(query_QD: Tensor, reference_RD: Tensor, query_P: Tensor, refer
     return torch.cat(parts) if parts else query_QD.new_empty(0, dtype=torch.float64)
 
 
-def _count_ties(
-    count_Q: Tensor, exact_Q: Tensor, query_QD: Tensor, reference_RD: Tensor, query_P: Tensor, reference_P: Tensor
-) -> None:
+def _count_ties(target: _Target, query_QD: Tensor, reference_RD: Tensor, query_P: Tensor, reference_P: Tensor) -> None:
     """Add the close pairs whose float64 score is not below that of the query's positive."""
     for part in _blocks(len(query_P), _TIE_BLOCK * 64):
         rows = query_P[part]
-        against = ~(_exact_scores(query_QD, reference_RD, rows, reference_P[part]) < exact_Q[rows])
-        count_Q.index_add_(0, rows, against.long())
+        against = ~(_exact_scores(query_QD, reference_RD, rows, reference_P[part]) < target.exact_Q[rows])
+        target.count_Q.index_add_(0, rows, against.long())

@@ -5,16 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from cvgl_data.dataset import CrossViewDataset, open_dataset
 from cvgl_data.errors import DatasetError
 from cvgl_data.types import Progress
-from cvgl_models.batches import query_view
-from cvgl_models.evaluation import embed_gallery
+from cvgl_models.batches import query_view, reference_view
+from cvgl_models.evaluation.calibration import CANDIDATES, Calibration, calibrate, kept_calibration, lead
+from cvgl_models.evaluation.embeddings import load_system
+from cvgl_models.gallery import open_gallery
+from cvgl_models.recipe import ModelRecipe
 from cvgl_models.retrieval import search
+from cvgl_models.systems import SystemModule
 from cvgl_models.training import embed_views
 
 
@@ -37,73 +44,181 @@ class Location:
     image: str
     lon: float
     lat: float
+    confidence: float | None
+    """Probability that the best candidate covers the place; None where none was fitted."""
     candidates: tuple[Candidate, ...]
     """Best first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A trained network that embeds images."""
+
+    system: SystemModule
+    recipe: ModelRecipe
+    weights: str
+    """Fingerprint of the weights."""
+
+    def embed_queries(
+        self, images: Sequence[bytes | Path], heading_deg: float | Sequence[float] = 0.0
+    ) -> NDArray[np.float32]:
+        """Return (N, D) L2-normalized embeddings of panoramas.
+
+        Args:
+            images: Encoded equirectangular panoramas, or their files.
+            heading_deg: Bearing of the centre columns, clockwise from north; one for all or one for each.
+
+        Raises:
+            DatasetError: If an image is missing or cannot be used.
+        """
+        headings = np.broadcast_to(np.asarray(heading_deg, np.float64), (len(images),)).tolist()
+        views = [_view(image, self.recipe, heading) for image, heading in zip(images, headings, strict=True)]
+        return self._embedded("query", views)
+
+    def embed_references(self, images: Sequence[bytes | Path]) -> NDArray[np.float32]:
+        """Return (N, D) L2-normalized embeddings of north-up overhead images; arguments and errors likewise."""
+        return self._embedded("reference", [_view(image, self.recipe, None) for image in images])
+
+    def _embedded(self, side: str, views: Sequence[Tensor]) -> NDArray[np.float32]:
+        if not views:
+            raise DatasetError("there are no images to embed")
+        where = next(self.system.parameters()).device
+        size = self.recipe.validation.batch_size
+        batches = (torch.stack(list(views[start : start + size])) for start in range(0, len(views), size))
+        embedded: NDArray[np.float32] = embed_views(
+            self.system, side, batches, self.recipe.optim.precision, where
+        ).numpy()
+        return embedded
+
+
+def load_model(run: Path) -> Model:
+    """Return the model of a run folder or of an exported model's folder.
+
+    Raises:
+        CheckpointError: If there are no trained weights, or they do not fit.
+    """
+    return Model(*load_system(run))
 
 
 def locate(
     run: Path,
     image_paths: Sequence[Path],
-    data: str | Path | CrossViewDataset,
+    data: str | Path | CrossViewDataset | None = None,
     *,
     top_k: int = 5,
     heading_deg: float = 0.0,
+    near: tuple[float, float, float] | None = None,
     progress: Progress | None = None,
 ) -> list[Location]:
-    """Find each image among all references of a dataset.
+    """Find each image among the references of a gallery, which is kept in the run folder.
 
     Args:
-        run: Run folder of a trained model.
+        run: Run folder of a trained model, or the folder of an exported model.
         image_paths: Equirectangular panoramas.
-        data: Dataset folder, or an opened dataset.
+        data: Dataset folder, or an opened dataset; None: the gallery that was searched before.
         top_k: Candidates per image.
         heading_deg: Bearing of the panoramas' centre column, clockwise from north.
+        near: Longitude, latitude and metres: search only references whose centre lies within.
         progress: Told what is going on.
 
     Raises:
-        CheckpointError: If the run has no trained weights.
-        DatasetError: If an image is missing or cannot be decoded, or there are no references.
+        CheckpointError: If the run has no trained weights, or no gallery and no data is given.
+        DatasetError: If an image is missing or cannot be decoded, or there are no references, or none nearby.
     """
-    dataset = data if isinstance(data, CrossViewDataset) else open_dataset(data)
-    if not dataset.references.num_rows:
-        raise DatasetError("the dataset has no references to search in; build it with imagery")
-    encoded = [_read(Path(path)) for path in image_paths]
-    system, recipe, reference_RD = embed_gallery(run, dataset, progress=progress)
-    views = []
-    for path, image in zip(image_paths, encoded, strict=True):
-        try:
-            views.append(query_view(image, recipe.views, heading_deg)[None])
-        except ValueError as error:
-            raise DatasetError(f"image '{path}' cannot be used: {error}") from None
-    if not views:
+    dataset = data if isinstance(data, CrossViewDataset) or data is None else open_dataset(data)
+    for path in image_paths:
+        _read(path)
+    system, recipe, gallery = open_gallery(run, dataset, progress=progress)
+    confidence = kept_calibration(run, gallery.weights)
+    if confidence is None and dataset is not None:
+        confidence = calibrate(run, dataset, progress=progress)
+    if near is not None:
+        gallery = gallery.near(*near)
+    if not image_paths:
         return []
-    device = next(system.parameters()).device
-    query_QD = embed_views(system, "query", iter(views), recipe.optim.precision, device)
-    indices_QK, scores_QK = search(query_QD, np.array(reference_RD), top_k)
+    query_QD = Model(system, recipe, gallery.weights).embed_queries([Path(path) for path in image_paths], heading_deg)
+    found, score = search(query_QD, np.array(gallery.embedding_RD), max(top_k, CANDIDATES))
+    indices_QK, scores_QK = found.numpy(), score.double().numpy()
+    sure_Q = _confidences(confidence, indices_QK, scores_QK, gallery.references)
+    columns = {name: gallery.references[name].to_pylist() for name in ("reference_id", "lon", "lat")}
     return [
-        _location(str(path), dataset, indices, scores)
-        for path, indices, scores in zip(image_paths, indices_QK, scores_QK, strict=True)
+        _location(str(path), columns, indices_QK[row, :top_k], scores_QK[row, :top_k], sure_Q[row])
+        for row, path in enumerate(image_paths)
     ]
 
 
-def _read(path: Path) -> bytes:
-    if not path.is_file():
+def geojson(locations: Sequence[Location]) -> dict[str, Any]:
+    """Return locations as a GeoJSON feature collection: a point for every candidate, the best one with its rank 1."""
+    features = [
+        {
+            "type": "Feature",
+            "geometry": {"type": "Point", "coordinates": [candidate.lon, candidate.lat]},
+            "properties": {
+                "image": location.image,
+                "rank": rank,
+                "reference_id": candidate.reference_id,
+                "score": candidate.score,
+                "confidence": location.confidence if rank == 1 else None,
+            },
+        }
+        for location in locations
+        for rank, candidate in enumerate(location.candidates, start=1)
+    ]
+    return {"type": "FeatureCollection", "features": features}
+
+
+def summary(location: Location) -> str:
+    """Return one line for people: the place, and how sure that is."""
+    sure = "confidence unknown" if location.confidence is None else f"confidence {location.confidence:.0%}"
+    return f"{location.image}: {location.lon:.6f}, {location.lat:.6f} ({sure})"
+
+
+def _confidences(
+    fitted: Calibration | None, indices_QK: NDArray[np.int64], scores_QK: NDArray[np.float64], references: Any
+) -> list[float | None]:
+    if fitted is None:
+        return [None] * len(indices_QK)
+    few = slice(None, CANDIDATES)  # as many as it was fitted with
+    sure: list[float | None] = fitted.confidence(*lead(indices_QK[:, few], scores_QK[:, few], references)).tolist()
+    return sure
+
+
+def _read(path: str | Path) -> bytes:
+    if not Path(path).is_file():
         raise DatasetError(f"no image file '{path}'")
-    return path.read_bytes()
+    return Path(path).read_bytes()
 
 
-def _location(image: str, dataset: CrossViewDataset, indices: torch.Tensor, scores: torch.Tensor) -> Location:
-    rows = [int(row) for row in indices if row >= 0]
-    if not rows:
-        raise DatasetError(f"image '{image}' has no valid embedding; the weights of the run are damaged")
-    table = dataset.references
+def _view(image: bytes | Path, recipe: ModelRecipe, heading_deg: float | None) -> Tensor:
+    """Return a query's view, or a reference's, which has no heading."""
+    content = image if isinstance(image, bytes) else _read(image)
+    try:
+        if heading_deg is None:
+            return reference_view(content, recipe.views.reference_px)
+        return query_view(content, recipe.views, heading_deg)
+    except ValueError as error:
+        name = "an image" if isinstance(image, bytes) else f"image '{image}'"
+        raise DatasetError(f"{name} cannot be used: {error}") from None
+
+
+def _location(
+    image: str,
+    columns: dict[str, list[Any]],
+    rows_K: NDArray[np.int64],
+    scores_K: NDArray[np.float64],
+    confidence: float | None,
+) -> Location:
     candidates = tuple(
-        Candidate(
-            reference_id=table["reference_id"][row].as_py(),
-            lon=table["lon"][row].as_py(),
-            lat=table["lat"][row].as_py(),
-            score=float(score),
-        )
-        for row, score in zip(rows, scores, strict=False)
+        Candidate(**{name: values[row] for name, values in columns.items()}, score=float(score))
+        for row, score in zip(rows_K.tolist(), scores_K, strict=True)
+        if row >= 0
     )
-    return Location(image=image, lon=candidates[0].lon, lat=candidates[0].lat, candidates=candidates)
+    if not candidates:
+        raise DatasetError(f"image '{image}' has no valid embedding; the weights of the run are damaged")
+    return Location(
+        image=image,
+        lon=candidates[0].lon,
+        lat=candidates[0].lat,
+        confidence=confidence,
+        candidates=candidates,
+    )

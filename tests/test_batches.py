@@ -5,7 +5,6 @@ import pytest
 import torch
 from toy_dataset import encode, render_panorama, toy_dataset
 
-import cvgl_models.batches as batches_module
 from cvgl_data.errors import DatasetError
 from cvgl_models.batches import (
     PairRows,
@@ -19,6 +18,7 @@ from cvgl_models.batches import (
     reference_view,
 )
 from cvgl_models.geometry import bev_from_panorama
+from cvgl_models.loading import decoding
 from cvgl_models.recipe import LoaderRecipe, ViewRecipe
 
 PANORAMA = ViewRecipe(query_height_px=32, query_width_px=64, reference_px=32)
@@ -40,7 +40,7 @@ def smooth_image(height, width):
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 def test_decode(monkeypatch, has_simplejpeg, kind):
     if not has_simplejpeg:
-        monkeypatch.setattr(batches_module, "simplejpeg", None)
+        monkeypatch.setattr(decoding, "simplejpeg", None)
     image = encode(smooth_image(128, 256), kind)
     assert decode(image).shape == (128, 256, 3)
     small = decode(image, 32, 64)

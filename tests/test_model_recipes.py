@@ -48,7 +48,7 @@ def test_small_recipes_make_a_system_that_keeps_its_contract(name):
         ('views.query="bve"', r"'views\.query' is 'bve', expected one of: panorama, bev"),
         ("views.query_width_px=70", "multiple of 4"),
         ("sampler.batch_size=1", "at least 2"),
-        ("sampler.semi_positive_policy=soft", "negative, ignore"),
+        ("sampler.semi_positive_policy=no", "negative, ignore, soft"),
         ("optim.epochs=0", r"'optim\.epochs' must be positive"),
         ("optim.epochs=many", r"'optim\.epochs'"),
         ("optim.precision=fp8", "auto, fp32, bf16"),

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cvgl_models.retrieval import best_covering, ranks, search
+from cvgl_models.retrieval import best_covering, ranks, search, search_and_rank
 
 # Toy of six references; with one-hot references the query embeddings are the similarities.
 SIMS = [
@@ -137,3 +137,56 @@ def test_wrong_shapes():
         search(torch.eye(3), torch.empty(0, 3), 1)
     with pytest.raises(ValueError, match="k must"):
         search(torch.eye(3), torch.eye(3), 0)
+
+
+@settings(deadline=None)
+@given(seed=st.integers(0, 10_000), block=st.integers(1, 70), k=st.integers(1, 12), levels=st.integers(1, 4))
+def test_one_pass_finds_what_two_find_even_with_many_equals(seed, block, k, levels):
+    rng = np.random.default_rng(seed)
+    query = rng.integers(-levels, levels + 1, (9, 4)).astype(np.float32)
+    reference = rng.integers(-levels, levels + 1, (260, 4)).astype(np.float32)
+    positives = rng.integers(0, len(reference), len(query))
+    covered = [rng.choice(len(reference), 3, replace=False) for _ in query]
+    covering = (np.arange(0, 3 * len(query) + 1, 3), np.concatenate(covered))
+    indices, scores, found = search_and_rank(
+        query, reference, k, positives, covering=covering, query_block=5, reference_block=block
+    )
+    sims = query @ reference.T
+    order = np.argsort(-sims, axis=1, kind="stable")[:, :k]
+    assert indices.tolist() == order.tolist()
+    assert scores.tolist() == np.take_along_axis(sims, order, 1).tolist()
+    not_below = sims >= np.take_along_axis(sims, positives[:, None], 1)
+    for row, (positive, others) in enumerate(zip(positives, covered, strict=True)):
+        not_below[row, [positive, *others]] = False
+    assert found.tolist() == not_below.sum(1).tolist()
+    assert found.tolist() == ranks(query, reference, positives, covering=covering).tolist()
+
+
+def test_values_that_are_not_finite_go_the_slow_way_with_the_same_result():
+    query, reference, positives = random_embeddings(7)
+    finite = search_and_rank(query, reference, 5, positives)
+    with_nan = np.concatenate([reference, np.full((1, reference.shape[1]), np.nan, np.float32)])
+    indices, scores, found = search_and_rank(query, with_nan, 5, positives, query_block=4, reference_block=9)
+    assert torch.equal(indices, finite[0])
+    torch.testing.assert_close(scores, finite[1])
+    assert torch.equal(found, finite[2] + 1)
+
+
+def test_products_are_exact_whatever_training_chose():
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        query, reference, positives = random_embeddings(8)
+        reference[0] = np.nan
+        positives[positives == 0] = 1
+        ranks(query, reference, positives)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_many_candidates_and_constant_scores():
+    rising = torch.linspace(0, 1, 3000)[:, None]
+    assert search(torch.ones(20, 1), rising, 3)[0][7].tolist() == [2999, 2998, 2997]
+    assert search(torch.ones(20, 1), torch.ones(3000, 1), 3, reference_block=1500)[0][7].tolist() == [0, 1, 2]
+    assert ranks(torch.ones(20, 1), torch.ones(3000, 1), [5] * 20).tolist() == [2999] * 20

@@ -1,13 +1,15 @@
 import dataclasses
 import json
 import subprocess
+import sys
+import types
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from toy_dataset import toy_dataset
 
-import cvgl_models.training as training_module
+import cvgl_models.training.loop as training_module
 from cvgl_data.errors import CheckpointError, DatasetError, RecipeError, UnknownNameError, WorkspaceError
 from cvgl_data.recipe import resolve
 from cvgl_models.checkpoint import _git_revision as git_revision
@@ -15,6 +17,9 @@ from cvgl_models.checkpoint import last_checkpoint, load_weights, run_recipe
 from cvgl_models.recipe import ModelRecipe
 from cvgl_models.systems import create_system
 from cvgl_models.training import learning_rate, train
+from cvgl_models.training.feed import Images
+from cvgl_models.training.optimizer import WeightAverage
+from cvgl_models.training.preparing import init_aggregators
 
 TABLES = {
     "name": "tiny",
@@ -59,7 +64,8 @@ def log(run):
 
 
 def without_time(lines):
-    return [{key: value for key, value in line.items() if key != "elapsed_s"} for line in lines]
+    timed = {"elapsed_s", "images_per_s", "data_wait_share"}
+    return [{key: value for key, value in line.items() if key not in timed} for line in lines]
 
 
 def same(one, two):
@@ -80,7 +86,10 @@ def test_what_a_run_leaves(uninterrupted, toy):
     assert environment["data"]["num_references"] == toy.references.num_rows
     steps = [line for line in log(uninterrupted) if "loss" in line]
     assert [line["step"] for line in steps] == list(range(1, 3 * 5 + 1))
-    assert {"loss", "info_nce", "lr", "grad_norm", "elapsed_s", "epoch", "step"} == set(steps[0])
+    assert set(steps[0]) == {
+        "loss", "info_nce", "lr", "grad_norm", "elapsed_s", "epoch", "step", "images_per_s", "data_wait_share",
+    }  # fmt: skip
+    assert all(line["images_per_s"] > 0 and 0 <= line["data_wait_share"] <= 1 for line in steps)
     assert sum("validation_recall_at_1" in line for line in log(uninterrupted)) == 3
     assert last_checkpoint(uninterrupted).name == "step-00000015"
 
@@ -311,3 +320,212 @@ def test_the_loss_goes_down(toy, tmp_path):
     run = train(recipe("optim.epochs=14", "optim.lr=2e-3", *plain), toy, tmp_path / "run")
     losses = [line["loss"] for line in log(run) if "loss" in line]
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+
+
+MINING = ("sampler.similarity_every_n_epochs=1", "sampler.exclude_semi_positives=true")
+AVERAGE = ("optim.ema_decay=0.9",)
+EVERYTHING = (*MINING, *AVERAGE, "optim.optimizer=sgd", "optim.lr=0.01", "sampler.anchors=2")
+
+
+@pytest.mark.parametrize("kill_at", [4, 7, 11])
+def test_killed_with_everything_on_and_resumed_is_bit_identical(toy, tmp_path, kill_at):
+    class Killed(BaseException):
+        pass
+
+    def kill(values):
+        if values["step"] == kill_at:
+            raise Killed
+
+    whole = train(recipe(*EVERYTHING), toy, tmp_path / "whole")
+    with pytest.raises(Killed):
+        train(recipe(*EVERYTHING), toy, tmp_path / "run", on_step=kill)
+    train(recipe(*EVERYTHING), toy, tmp_path / "run", max_steps=kill_at + 2)
+    train(recipe(*EVERYTHING), toy, tmp_path / "run")
+    assert same(final_weights(tmp_path / "run"), final_weights(whole))
+    for name in ("best.safetensors", "checkpoints/step-00000015/average.safetensors"):
+        assert same(load_file(tmp_path / "run" / name), load_file(whole / name))
+    assert without_time(log(tmp_path / "run")) == without_time(log(whole))
+
+
+def test_mined_neighbors_change_the_batches_and_are_kept(toy, tmp_path, uninterrupted):
+    run = train(recipe(*MINING), toy, tmp_path / "run")
+    first, then = ([line["loss"] for line in log(each) if "loss" in line] for each in (run, uninterrupted))
+    assert first[:5] == then[:5]  # the first epoch has the distance map
+    assert first[5:] != then[5:]
+    state = torch.load(last_checkpoint(run) / "state.pt", weights_only=True)
+    assert state["neighbors"]["epoch"] == 2
+    assert state["neighbors"]["rows"].shape == (16, 8)
+    assert all(r not in near for r, near in enumerate(state["neighbors"]["rows"].tolist()))
+
+
+def test_the_average_is_what_is_validated_and_kept(toy, tmp_path, uninterrupted):
+    steps = []
+    run = train(recipe(*AVERAGE), toy, tmp_path / "run", on_step=lambda values: steps.append(values["step"]))
+    assert steps == list(range(1, 16))
+    assert same(final_weights(run), final_weights(uninterrupted))  # looking on changes nothing
+    average = load_file(last_checkpoint(run) / "average.safetensors")
+    assert not same(average, final_weights(run))
+    assert any(line.get("validation_recall_at_1") is not None for line in log(run))
+    assert load_file(run / "best.safetensors").keys() == average.keys()
+
+
+def test_the_average_by_hand():
+    system = create_system(recipe())
+    average = WeightAverage(system, 0.5)
+    name, weight = next(iter(system.named_parameters()))
+    start = weight.detach().clone()
+    expected = start.clone()
+    for step in range(3):
+        with torch.no_grad():
+            weight.add_(1.0)
+        average.update(system, step)
+        keep = min(0.5, (1 + step) / (10 + step))
+        expected = keep * expected + (1 - keep) * weight.detach()
+    torch.testing.assert_close(dict(average.system.named_parameters())[name], expected)
+    assert not any(parameter.requires_grad for parameter in average.system.parameters())
+
+
+def test_early_stop(toy, tmp_path, monkeypatch):
+    recalls = iter([0.1, 0.3, 0.2, 0.3, 0.9])
+    monkeypatch.setattr(training_module.Validator, "measure", lambda self, embed: (next(recalls), 1.0))
+    options = ("optim.epochs=5", "optim.patience=2")
+    run = train(recipe(*options), toy, tmp_path / "run")
+    assert [line["validation_recall_at_1"] for line in log(run) if "validation_recall_at_1" in line] == [
+        0.1,
+        0.3,
+        0.2,
+        0.3,
+    ]
+    assert last_checkpoint(run).name == "step-00000020"
+    before = (run / "metrics.jsonl").read_bytes()
+    train(recipe(*options), toy, run)  # it is finished and stays so
+    assert (run / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "options", [("optim.precision=fp16",), ("optim.precision=bf16",), ("optim.channels_last=false",)]
+)
+def test_other_ways_to_compute_come_to_the_same(toy, tmp_path, uninterrupted, options):
+    options = (*options, "optim.epochs=1")
+    run = train(recipe(*options), toy, tmp_path / "run", max_steps=3)
+    train(recipe(*options), toy, run)
+    losses = [[line["loss"] for line in log(each) if "loss" in line][:1] for each in (run, uninterrupted)]
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+    whole = train(recipe(*options), toy, tmp_path / "whole")
+    assert same(final_weights(whole), final_weights(run))
+    if "optim.precision=fp16" in options:
+        assert torch.load(last_checkpoint(run) / "state.pt", weights_only=True)["scaler"]["scale"] > 0
+
+
+def test_a_network_that_cannot_be_compiled_runs_all_the_same(toy, tmp_path, monkeypatch, caplog, uninterrupted):
+    def compile(function):
+        def broken(batch):
+            raise torch._dynamo.exc.TorchDynamoException("no compiler\nat all")
+
+        return broken
+
+    monkeypatch.setattr(torch, "compile", compile)
+    run = train(recipe("optim.compile=true"), toy, tmp_path / "run")
+    assert [record.message for record in caplog.records if "compile" in record.message] == [
+        "the network cannot be compiled and runs uncompiled: no compiler"
+    ]
+    assert same(final_weights(run), final_weights(uninterrupted))
+
+
+def test_a_compiled_network_is_used_and_other_errors_come_through(toy, tmp_path, monkeypatch, uninterrupted):
+    calls = []
+    monkeypatch.setattr(torch, "compile", lambda function: lambda batch: calls.append(1) or function(batch))
+    run = train(recipe("optim.compile=true", "optim.epochs=1"), toy, tmp_path / "run")
+    assert len(calls) >= 10
+    assert final_weights(run).keys() == final_weights(uninterrupted).keys()
+    monkeypatch.setattr(torch, "compile", lambda function: lambda batch: [][0])
+    with pytest.raises(IndexError):
+        train(recipe("optim.compile=true"), toy, tmp_path / "broken")
+
+
+class Recorder:
+    """In place of TensorBoard and of W&B."""
+
+    def __init__(self, *arguments, **options):
+        self.arguments, self.options, self.logged, self.closed = arguments, options, [], False
+
+    def add_scalar(self, name, value, step):
+        self.logged.append((name, value, step))
+
+    def log(self, values, step):
+        self.logged += [(name, value, step) for name, value in values.items()]
+
+    def flush(self):
+        pass
+
+    def close(self):
+        self.closed = True
+
+    finish = close
+
+
+def test_other_logs(toy, tmp_path, monkeypatch):
+    made = []
+
+    def make(*arguments, **options):
+        made.append(Recorder(*arguments, **options))
+        return made[-1]
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=make))
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=make))
+    options = recipe("log.tensorboard=true", "log.wandb_project=city")
+    run = train(options, toy, tmp_path / "run", max_steps=2)
+    train(options, toy, run, max_steps=5)
+    board, service, later = made[0], made[1], made[2]
+    lines = [line for line in log(run) if "loss" in line]
+    for each in (board, service):
+        assert [entry for entry in each.logged if entry[0] == "loss"] == [
+            ("loss", lines[n]["loss"], n + 1) for n in (0, 1)
+        ]
+        assert each.closed
+    assert later.options["purge_step"] == 3
+    assert service.options["mode"] == "offline"
+    assert service.options["project"] == "city"
+    assert any(name == "validation_recall_at_1" for name, _, _ in later.logged)
+
+
+def test_a_log_that_cannot_be_had(toy, tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(RecipeError, match=r"'log\.wandb_project' needs the package wandb; install it or unset the key"):
+        train(recipe("log.wandb_project=city"), toy, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+    def unreachable(**options):
+        raise OSError("no route")
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=unreachable))
+    train(recipe("log.wandb_project=city"), toy, tmp_path / "run", max_steps=1)
+    assert "nothing is logged to Weights & Biases: no route" in caplog.text
+
+
+def test_a_run_of_an_earlier_version_goes_on(toy, tmp_path, uninterrupted):
+    """Keys that came later have their defaults."""
+    run = train(recipe(), toy, tmp_path / "run", max_steps=3)
+    text = (run / "recipe.toml").read_text()
+    kept = [line for line in text.splitlines() if not line.startswith(("ema_decay", "micro_batch", "anchors"))]
+    assert len(kept) == len(text.splitlines()) - 3
+    (run / "recipe.toml").write_text("\n".join(kept))
+    train(recipe(), toy, run)
+    assert same(final_weights(run), final_weights(uninterrupted))
+
+
+def test_a_head_that_begins_with_what_it_sees(toy):
+    options = ["encoder.aggregator=netvlad", "encoder.backbone=test_convnext", "encoder.shared=true"]
+    chosen = recipe(*options, "views.query_height_px=64", "views.reference_px=64")
+    images = Images(toy.select("train"), chosen)
+    weights = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        system = create_system(chosen)
+        before = {name: value.clone() for name, value in system.state_dict().items()}
+        init_aggregators(system, images, torch.device("cpu"))
+        weights.append(system.state_dict())
+    changed = {name for name, value in before.items() if not torch.equal(value, weights[0][name])}
+    assert "encoder.query.aggregator.centroids" in changed
+    assert all(".aggregator." in name for name in changed)
+    assert same(*weights)

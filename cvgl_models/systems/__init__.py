@@ -8,7 +8,7 @@ from typing import Literal, Protocol, TypeAlias
 
 from torch import Tensor, nn
 
-from cvgl_data.errors import CheckpointError
+from cvgl_data.errors import CheckpointError, RecipeError
 from cvgl_data.registry import Registry
 from cvgl_models.recipe import ModelRecipe
 from cvgl_models.transforms import Batch
@@ -49,10 +49,27 @@ class SystemModule(nn.Module, ABC):
     def embed_references(self, batch: Batch) -> Tensor:
         """Return (B, D) L2-normalized embeddings."""
 
+    def loss_terms(self, query_BD: Tensor, reference_BD: Tensor, batch: Batch) -> LossTerms:
+        """Return the loss terms of embedded pairs: ``training_step`` without the network.
+
+        A system that has it can be trained in micro-batches and by several processes, because what comes here may have
+        been embedded piece by piece and elsewhere. Of the batch only the labels may be used, not the images.
+
+        Raises:
+            RecipeError: If the system's loss needs more than embeddings.
+        """
+        raise RecipeError(
+            f"the loss of {type(self).__name__} cannot be computed from embeddings alone; "
+            "set optim.micro_batch to 0 and use one process"
+        )
+
 
 SYSTEMS: Registry[Callable[[ModelRecipe], SystemModule]] = Registry(
     "system",
-    {"sample4geo": "cvgl_models.systems.sample4geo:Sample4Geo"},
+    {
+        "cvcities": "cvgl_models.systems.cvcities:CVCities",
+        "sample4geo": "cvgl_models.systems.sample4geo:Sample4Geo",
+    },
     group="cvgl.systems",
 )
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from cvgl_models.embedding import DualEncoder
 from cvgl_models.losses import SymmetricInfoNCE
 from cvgl_models.recipe import ModelRecipe
+from cvgl_models.semi_positives import info_nce
 from cvgl_models.systems import LossTerms, SystemModule
 from cvgl_models.transforms import Batch
 
@@ -29,8 +30,11 @@ class Sample4Geo(SystemModule):
 
     def training_step(self, batch: Batch) -> LossTerms:
         """Return the one term ``info_nce``."""
-        query_BD, reference_BD = self.embed_queries(batch), self.embed_references(batch)
-        return {"info_nce": self.loss(query_BD, reference_BD, batch.ignore)}
+        return self.loss_terms(self.embed_queries(batch), self.embed_references(batch), batch)
+
+    def loss_terms(self, query_BD: Tensor, reference_BD: Tensor, batch: Batch) -> LossTerms:
+        """Return the one term ``info_nce``."""
+        return {"info_nce": info_nce(self.loss, query_BD, reference_BD, batch.ignore)}
 
     def embed_queries(self, batch: Batch) -> Tensor:
         """Return (B, D) L2-normalized embeddings."""

@@ -21,9 +21,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from cvgl_data.dataset import CrossViewDataset, open_dataset
+from cvgl_data.dataset import CrossViewDataset
 from cvgl_data.errors import DatasetError
 from cvgl_data.types import Progress
+from cvgl_models.batches import open_for_views
 from cvgl_models.checkpoint import run_recipe, write_text
 from cvgl_models.evaluation.calibration import calibrate, clearness, hits, reliability
 from cvgl_models.evaluation.conditions import Conditions
@@ -70,7 +71,8 @@ def evaluate(
         RecipeError: If the model cannot take such queries.
     """
     conditions = conditions or Conditions()
-    dataset = data if isinstance(data, CrossViewDataset) else open_dataset(data)
+    recipe = run_recipe(run)
+    dataset = open_for_views(data, recipe.views, use_resized=recipe.loader.use_resized)
     part = dataset.select(split)
     if part.queries.num_rows and not (part.positives() >= 0).any():
         raise DatasetError(f"no query of split '{split}' is covered by a reference; nothing to measure")
@@ -80,7 +82,7 @@ def evaluate(
     found = outcomes(query_QD, reference_RD, facts)
     report = retrieval_report(query_QD, reference_RD, facts, found)
     setting: dict[str, Any] = {
-        "recipe": run_recipe(run).name,
+        "recipe": recipe.name,
         "split": split,
         "protocol": protocol(dataset, split),
         "conditions": asdict(conditions),

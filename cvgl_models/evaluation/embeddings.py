@@ -15,10 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cvgl_data.dataset import CrossViewDataset, open_dataset
+from cvgl_data.dataset import CrossViewDataset
 from cvgl_data.errors import CheckpointError, DatasetError, RecipeError, WorkspaceError
 from cvgl_data.types import Progress, Silent
-from cvgl_models.batches import Views, load_views
+from cvgl_models.batches import Views, load_views, open_for_views
 from cvgl_models.checkpoint import BEST, EVAL, last_checkpoint, load_weights, run_recipe, write_text
 from cvgl_models.evaluation.conditions import Conditions
 from cvgl_models.recipe import ModelRecipe
@@ -124,7 +124,8 @@ def embed(
         RecipeError: If the model cannot take such queries.
     """
     conditions = conditions or Conditions()
-    dataset = (data if isinstance(data, CrossViewDataset) else open_dataset(data)).select(split)
+    recipe = run_recipe(run)
+    dataset = open_for_views(data, recipe.views, use_resized=recipe.loader.use_resized).select(split)
     if not dataset.queries.num_rows or not dataset.references.num_rows:
         raise DatasetError(f"split '{split}' has no queries; choose another split or build with another protocol")
     system, recipe, weights = load_system(run, random_init=random_init)

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from cvgl_data.dataset import CrossViewDataset, open_dataset
+from cvgl_data.dataset import CrossViewDataset
 from cvgl_data.types import Progress, Silent
+from cvgl_models.batches import open_for_views
 from cvgl_models.checkpoint import open_run
 from cvgl_models.recipe import ModelRecipe
 from cvgl_models.training.loop import Limits, Trainer
@@ -54,7 +55,7 @@ def train(
         DatasetError: If an image cannot be decoded, or there is nothing to train on.
         RecipeError: If the recipe does not fit the data, the machine, or the number of processes.
     """
-    dataset = data if isinstance(data, CrossViewDataset) else open_dataset(data)
+    dataset = open_for_views(data, recipe.views, use_resized=recipe.loader.use_resized)
     started = time.monotonic()
     device = own_device()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), joined(device) as ranks:

@@ -119,6 +119,8 @@ def _explain(error: Mapping[str, Any], kind: type) -> str:
     if error["type"] in ("missing", "missing_argument"):
         return f"recipe key '{where}' is missing"
     message = str(error["msg"]).removeprefix("Value error, ")
+    if message.startswith("recipe key"):  # it says itself where
+        return message
     if isinstance(error["input"], Mapping):  # a table that says itself which value it means
         return f"recipe table '{where}': {message}" if where else f"recipe: {message}"
     return f"recipe key '{where}': {message} (found {error['input']!r})"

@@ -63,6 +63,9 @@ class Flight:
     failures: list[Failure] = field(default_factory=list)
 
 
+_STOPPING = (signal.SIGINT, signal.SIGTERM)
+
+
 class Pool:
     """Buffers and the processes that fill them; the processes are started once and end with `close`.
 
@@ -96,7 +99,12 @@ class Pool:
         process = context.Process(
             target=_work, args=(theirs, [*self._connections, ours], self.source, self._buffers), daemon=True
         )
-        process.start()
+        # A signal that comes before the new process ignores it would end it: held back, it is dropped there.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
         self._connections.append(ours)
         self._processes.append(process)
@@ -238,8 +246,9 @@ def _work(connection: Connection, others: Sequence[Connection], source: Source, 
     for other in others:
         other.close()  # inherited; open here, it would keep other workers waiting for a dead parent
     # The main process saves and then ends its workers, whoever else gets the signal.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in _STOPPING:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
     torch.set_num_threads(1)
     with contextlib.suppress(EOFError, OSError):
         while (task := connection.recv()) is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -131,17 +132,17 @@ def _all_figures(
     for group in found.groups:
         if group.num_covered and (group.kind == "all" or not is_summary):
             name = _file_name("all" if group.kind == "all" else f"{group.kind}-{group.name}", taken)
-            yield f"decentrality-{name}", lambda group=group: decentrality_figure(group)  # type: ignore[misc]
-            yield f"density-{name}", lambda group=group: density_figure(group)  # type: ignore[misc]
-            yield f"queries-per-reference-{name}", lambda group=group: queries_per_reference_figure(group)  # type: ignore[misc]
+            yield f"decentrality-{name}", partial(decentrality_figure, group)
+            yield f"density-{name}", partial(density_figure, group)
+            yield f"queries-per-reference-{name}", partial(queries_per_reference_figure, group)
     for kind, plural in (("query", "queries"), ("reference", "references")):
         if any(row["kind"] == kind and row["year"] for row in found.captured):
-            yield f"captured-{plural}", lambda kind=kind: captured_figure(found, kind)  # type: ignore[misc]
+            yield f"captured-{plural}", partial(captured_figure, found, kind)
     taken = set()
     for group in found.groups:
         if group.kind == "area" and group.num_references:
             name = _file_name(group.name, taken)
-            yield f"map-{name}", lambda group=group: map_figure(dataset, group.name)  # type: ignore[misc]
+            yield f"map-{name}", partial(map_figure, dataset, group.name)
 
 
 def _file_name(label: str, taken: set[str]) -> str:

@@ -68,8 +68,11 @@ class Opened:
             self.wrong.append(f"asked for {url}")
 
     def place_of(self, row: int) -> tuple[float, float]:
-        """Return where a query lies on the screen."""
+        """Return where a query lies on the screen once the map and the page have come to rest."""
         self.page.locator("#map").scroll_into_view_if_needed()
+        before = None
+        while before != (before := [*self.center, self.page.evaluate("window.scrollY")]):
+            self.page.wait_for_timeout(100)
         x, y = self.page.evaluate(
             """(row) => {
               const { map, queries } = window.cvglReport;
@@ -94,7 +97,7 @@ def open_page(browser, tmp_path):
     def open_page(html: str, **options) -> Opened:
         path = tmp_path / f"{len(pages)}.html"
         path.write_text(html, encoding="utf-8")
-        options = {"viewport": {"width": 1200, "height": 900}, **options}
+        options = {"viewport": {"width": 1200, "height": 900}, "reduced_motion": "reduce", **options}
         pages.append(browser.new_page(**options))
         return Opened(pages[-1], path)
 

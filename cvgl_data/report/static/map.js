@@ -136,7 +136,9 @@ const PointLayer = L.Layer.extend({
   },
 });
 
+const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
 const map = L.map("map", {
+  inertia: !still, fadeAnimation: !still,
   attributionControl: false, zoomControl: false, zoomSnap: 0.25, minZoom: 1, maxZoom: 22,
   zoomAnimation: false, preferCanvas: true, worldCopyJump: false, scrollWheelZoom: false,
 });

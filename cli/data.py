@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from cvgl_data.recipe import DatasetRecipe
 
+from ._bev import bev_app
 from ._curate import curate_app
 from ._fetch_options import Rate, Settings, takes_fetch_settings
 from ._hub import hub_app
+from ._layouts import layouts_app
 from ._look import look_app
 from ._options import (
     DryRun,
@@ -30,9 +32,6 @@ from ._recipe_options import takes_recipe
 from ._recipes import recipes_app
 from ._report import exit_if_failed, print_report
 from ._simulate import simulate_app
-
-if TYPE_CHECKING:
-    pass
 
 app = new_app("Build cross-view geo-localization datasets: overhead references, street-level queries, exact labels.")
 fetch_app = new_app("Fetch one kind of image into a build's workspace.")
@@ -147,7 +146,9 @@ def fetch_queries(
 
 app.add_typer(curate_app)
 app.add_typer(look_app)
+app.add_typer(bev_app)
 app.add_typer(hub_app)
+app.add_typer(layouts_app)
 
 
 def main() -> None:

@@ -13,6 +13,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from ._evaluating import evaluate_poses, evaluate_retrieval
+from ._models import RunDir, combine, export
 from ._options import (
     INTERRUPTED,
     Json,
@@ -36,7 +38,6 @@ app = new_app("Train and evaluate cross-view geo-localization models on datasets
 app.add_typer(recipes_app("models", "model recipes"), name="recipes")
 
 Data = Annotated[Path, typer.Option("--data", "-d", help="Dataset folder.", show_default=False)]
-RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 Split = Annotated[str, typer.Option(help="train, validation or test.")]
 
 
@@ -100,6 +101,14 @@ def evaluate(
     heading: Annotated[
         Literal["known", "unknown"], typer.Option(help="Whether queries are turned to north, or anyhow.")
     ] = "known",
+    heading_noise: Annotated[
+        float | None,
+        typer.Option(min=0, max=180, help="Localization: headings are known to so many degrees.", show_default="0"),
+    ] = None,
+    pairs: Annotated[
+        Literal["positive", "covering"],
+        typer.Option(help="Localization: look in each query's positive, or in every reference that covers it."),
+    ] = "positive",
     fill: Annotated[
         Literal["zero", "crop"], typer.Option(help="Outside the field of view: black, or cut off.")
     ] = "zero",
@@ -113,39 +122,37 @@ def evaluate(
     json: Json = False,
     quiet: bool = False,
 ) -> None:
-    """Measure a run on a split: recall, hit rates, metric errors; by city, decentrality and age."""
-    from cvgl_models.evaluation import Conditions
-    from cvgl_models.evaluation import evaluate as measure
-    from cvgl_models.sheets import contact_sheet
+    """Measure a run on a split: recall and hit rates, or metres and degrees; by city, decentrality and age."""
+    from cvgl_models.checkpoint import run_recipe
+    from cvgl_models.systems import task_of
 
-    conditions = Conditions(fov_deg=fov, heading=heading, fill=fill, seed=seed)
-    with progress_bar(quiet) as bar:
-        report = measure(
-            folder,
-            data,
-            split,
-            random_init=untrained,
-            conditions=conditions,
-            legacy=legacy,
-            calibrated=calibration,
-            page=page,
-            page_images=images,
-            progress=bar,
+    if task_of(run_recipe(folder)) == "localization":
+        if sheet is not None or legacy or fill != "zero":
+            raise typer.BadParameter("--sheet, --legacy and --fill are for runs of retrieval systems")
+        if heading == "unknown" and heading_noise is not None:
+            raise typer.BadParameter("--heading unknown is --heading-noise 180; give one of the two")
+        noise = 180.0 if heading == "unknown" else heading_noise or 0.0
+        conditions = {"heading_noise_deg": noise, "fov_deg": fov, "pairs": pairs, "seed": seed}
+        evaluate_poses(
+            folder, data, split, conditions, untrained=untrained, page=page, images=images, json=json, quiet=quiet
         )
-        if sheet is not None:
-            contact_sheet(folder, data, sheet, split=split, random_init=untrained, progress=bar)
-    if json:
-        typer.echo(report.to_json(), nl=False)
-    else:
-        title = f"{folder}{' before training' if untrained else ''} on {split} of {data}"
-        table(title, ["", "value"], [list(row) for row in report.rows()])
-        heads, rows = report.group_table()
-        if rows:
-            table("By group", [str(head) for head in heads], [[str(value) for value in row] for row in rows])
-    if page:
-        note(f"the page is below {folder / 'eval'}")
-    if sheet is not None:
-        note(f"contact sheet: {sheet}")
+        return
+    if heading_noise is not None or pairs != "positive":
+        raise typer.BadParameter("--heading-noise and --pairs are for runs of localization systems")
+    evaluate_retrieval(
+        folder,
+        data,
+        split,
+        {"fov_deg": fov, "heading": heading, "fill": fill, "seed": seed},
+        untrained=untrained,
+        sheet=sheet,
+        page=page,
+        images=images,
+        legacy=legacy,
+        calibration=calibration,
+        json=json,
+        quiet=quiet,
+    )
 
 
 @app.command()
@@ -163,6 +170,20 @@ def locate(
         str | None,
         typer.Option(metavar="LON,LAT,METRES", help="Search only within this radius.", show_default=False),
     ] = None,
+    refine: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN",
+            help="A localization run: say where in the best reference, and the heading.",
+            show_default=False,
+        ),
+    ] = None,
+    refine_top: Annotated[
+        int, typer.Option(min=1, help="Refine in so many candidates; the one that fits best counts.")
+    ] = 1,
+    heading_noise: Annotated[
+        float, typer.Option(min=0, max=180, help="How far off --heading may be, for --refine; 180: unknown.")
+    ] = 0.0,
     as_geojson: Annotated[bool, typer.Option("--geojson", help="Print the result as GeoJSON.")] = False,
     json: Json = False,
     quiet: bool = False,
@@ -173,7 +194,18 @@ def locate(
 
     circle = _circle(near) if near else None
     with progress_bar(quiet) as bar:
-        found = find(folder, images, data, top_k=top_k, heading_deg=heading, near=circle, progress=bar)
+        found = find(
+            folder,
+            images,
+            data,
+            top_k=top_k,
+            heading_deg=heading,
+            near=circle,
+            refine=refine,
+            refine_top=refine_top,
+            heading_noise_deg=heading_noise,
+            progress=bar,
+        )
     if json or as_geojson:
         print_json(geojson(found) if as_geojson else [asdict(location) for location in found])
         return
@@ -193,31 +225,6 @@ def _circle(text: str) -> tuple[float, float, float]:
     return lon, lat, radius_m
 
 
-@app.command()
-@takes_verbosity
-def export(
-    folder: RunDir,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")],
-    name: Annotated[str, typer.Option(help="Title of the model card.", show_default="the recipe's")] = "",
-    licence: Annotated[str, typer.Option(help="Licence of the weights, as in apache-2.0.", show_default=False)] = "",
-    onnx: Annotated[bool, typer.Option("--onnx", help="Also write both branches as ONNX.")] = False,
-    push: Annotated[
-        str | None, typer.Option(metavar="USER/NAME", help="Push to this model repository.", show_default=False)
-    ] = None,
-    private: Annotated[bool, typer.Option("--private", help="Make the repository private, if it is new.")] = False,
-    overwrite: Overwrite = False,
-    quiet: bool = False,
-) -> None:
-    """Write a trained model as a Hub repository: weights, recipe, model card with what was measured."""
-    from cvgl_models.export import export_model, export_onnx, push_model
-
-    note(f"exported {export_model(folder, out, name=name, licence=licence, overwrite=overwrite)}")
-    if onnx:
-        export_onnx(folder, out / "onnx")
-    if push:
-        note(f"pushed to {push_model(out, push, private=private)}")
-
-
 @contextmanager
 def _stop_on_signal() -> Iterator[list[int]]:
     """Yield a list that the first SIGINT or SIGTERM makes true; a second one ends the program at once."""
@@ -234,6 +241,10 @@ def _stop_on_signal() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+app.command()(takes_verbosity(combine))
+app.command()(takes_verbosity(export))
 
 
 def main() -> None:

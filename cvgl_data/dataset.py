@@ -8,13 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from cvgl_data.errors import DatasetNotFoundError, UnknownNameError
+from cvgl_data.errors import DatasetNotFoundError, RecipeError, UnknownNameError
+from cvgl_data.locations import PACKED, parse, typed_options
 from cvgl_data.registry import Registry, did_you_mean
 from cvgl_data.schema import DISTANCE_MAP, SPLITS
 
@@ -23,39 +25,62 @@ Ints = NDArray[np.int64]
 READERS: Registry[Callable[..., CrossViewDataset]] = Registry(
     "reader",
     {
+        "cvact": "cvgl_data.readers.cvact:read",
+        "cvcities": "cvgl_data.readers.cvcities:read",
+        "cvglobal": "cvgl_data.readers.cvglobal:read",
+        "cvusa": "cvgl_data.readers.cvusa:read",
+        "dress": "cvgl_data.readers.dress:read",
         "hub": "cvgl_data.hub.opening:read",
+        "kitti": "cvgl_data.readers.kitti:read",
+        "linked": "cvgl_data.readers.linked:read",
         "packed": "cvgl_data.readers.packed:read",
+        "vigor": "cvgl_data.readers.vigor:read",
     },
     group="cvgl.readers",
 )
-"""A reader takes ``(folder, *, verify)`` and returns a `CrossViewDataset`; one file in `cvgl_data.readers` each."""
+"""A reader takes ``(folder, *, verify)`` and returns a `CrossViewDataset`; one file in `cvgl_data.readers` each.
+
+Its further keyword-only parameters of type str, bool, int and float are its options.
+"""
 
 
-def open_dataset(path_or_hub_id: str | Path, *, verify: bool = False) -> CrossViewDataset:
+LINKED_FILE = "linked.json"
+"""A folder that holds it is a linked dataset: tables of ours, images where they were."""
+
+
+def open_dataset(path_or_hub_id: str | Path, *, verify: bool = False, **options: Any) -> CrossViewDataset:
     """Open a dataset.
 
     Args:
-        path_or_hub_id: Folder that ``cvgl-data build`` or ``pack`` made; ``reader:folder`` picks another layout, and
+        path_or_hub_id: Folder that ``cvgl-data build`` or ``import`` made; ``reader:folder`` picks another layout,
+            perhaps with options as in ``vigor:/data/VIGOR?protocol=cross-area&labels=corrected``, and
             ``hub:user/name``, perhaps with ``@revision``, a dataset with images on the Hub.
-        verify: Compare the hash of every file with the manifest; otherwise only sizes are compared.
+        verify: Look at every file: compare its hash with the manifest, or check that each image is one.
+        options: Of the reader, as an alternative to those in the string.
 
     Raises:
         DatasetNotFoundError: If there is no dataset.
         DatasetError: If it is incomplete or damaged; names the file.
+        RecipeError: If the reader has no such option, or an option is given twice or has a wrong value.
         SchemaError: If it was written by another version.
-        UnknownNameError: If there is no such reader.
+        UnknownNameError: If there is no such reader, or no such protocol or the like.
     """
-    name, colon, location = str(path_or_hub_id).partition(":")
-    if not colon or Path(path_or_hub_id).exists():
-        name, location = "packed", str(path_or_hub_id)
-    elif name not in READERS:
+    name, place, in_text = parse(path_or_hub_id)
+    if name == PACKED and (Path(place) / LINKED_FILE).is_file():
+        name = "linked"
+    if name not in READERS:
         raise UnknownNameError(f"unknown reader '{name}' in '{path_or_hub_id}'{did_you_mean(name, READERS)}")
+    if twice := in_text.keys() & options.keys():
+        raise RecipeError(f"option '{min(twice)}' is given as an argument and in '{path_or_hub_id}'")
+    reader = READERS.load(name)
+    values = typed_options(reader, name, {**in_text, **options})
     if name == "hub":
-        return READERS.load(name)(location, verify=verify)
-    folder = Path(location)
+        return reader(place, verify=verify, **values)
+    folder = Path(place)
     if not folder.is_dir():
-        raise DatasetNotFoundError(f"no dataset folder '{location}'; `cvgl-data build --out {location}` makes one")
-    return READERS.load(name)(folder, verify=verify)
+        hint = f"; `cvgl-data build --out {place}` makes one" if name == PACKED else ""
+        raise DatasetNotFoundError(f"no dataset folder '{place}'{hint}")
+    return reader(folder, verify=verify, **values)
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ PAIRS = _table(
         ("reference_id", pa.string()),
         ("query_row", pa.int32()),  # row in the queries of the same split
         ("reference_row", pa.int32()),  # row in the gallery
-        ("relation", pa.string()),  # positive | semi-positive
+        ("relation", pa.string()),  # positive | semi-positive | near: listed with the query, but does not cover it
         ("u", pa.float64()),  # query's place in the window, window pixels, (0, 0) the corner
         ("v", pa.float64()),
         ("offset_east_m", pa.float64()),  # query minus reference centre
@@ -113,6 +113,26 @@ DISTANCE_MAP = _table(
         ("distances_m", pa.list_(pa.float32())),
     ],
 )
+
+FURTHER = {
+    "references": pa.schema([("top_bearing_deg", pa.float64())]),  # compass bearing of the image's top, where not north
+    "queries": pa.schema(
+        [
+            # angles from the zenith to the upper and the lower edge of a panorama that may be partial
+            ("zenith_top_deg", pa.float64()),
+            ("zenith_bottom_deg", pa.float64()),
+            # a pinhole camera: intrinsics in pixels of the image, (0, 0) its corner; its height above the ground
+            ("camera_fx_px", pa.float64()),
+            ("camera_fy_px", pa.float64()),
+            ("camera_cx_px", pa.float64()),
+            ("camera_cy_px", pa.float64()),
+            ("image_width_px", pa.float64()),
+            ("image_height_px", pa.float64()),
+            ("camera_height_m", pa.float64()),
+        ]
+    ),
+}
+"""Columns that a table may have besides, all of them or none of a kind; most datasets have none."""
 
 QUALITY = _table(
     "quality",
@@ -172,6 +192,13 @@ FAILURES = _table(
 def without_image(schema: pa.Schema) -> pa.Schema:
     """Return the same columns without the pixels, for the ``*_meta`` tables."""
     return pa.schema([field for field in schema if field.name != "image"], metadata=schema.metadata)
+
+
+def with_further(columns: pa.Schema, found: pa.Schema) -> pa.Schema:
+    """Return the columns of references or queries, and those of `FURTHER` that a table has."""
+    table = "references" if columns.names[0] == "reference_id" else "queries"
+    more = [field for field in FURTHER[table] if field.name in found.names]
+    return pa.schema([*columns, *more], metadata=columns.metadata)
 
 
 def check(schema: pa.Schema, expected: pa.Schema, where: str, *, with_image: bool = True) -> None:

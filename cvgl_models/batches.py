@@ -8,7 +8,7 @@ Shapes: N images, B pairs, H and W of the view. Views are uint8 (N, 3, H, W) unt
 
 from __future__ import annotations
 
-from cvgl_models.loading.decoding import decode, query_view, reference_view
+from cvgl_models.loading.decoding import decode, query_view, reference_view, view_of
 from cvgl_models.loading.loaders import PairLoader, Progress, data_loader, in_memory, load_views, rank_share
 from cvgl_models.loading.resized import open_for_views
 from cvgl_models.loading.views import PairRows, PairViews, UndecodableError, Views, fits_in_memory
@@ -29,4 +29,5 @@ __all__ = [
     "query_view",
     "rank_share",
     "reference_view",
+    "view_of",
 ]

@@ -15,7 +15,7 @@ from cvgl_models.aggregators import Aggregator, create_aggregator
 from cvgl_models.aggregators.netvlad import NetVLAD
 from cvgl_models.backbones import create_backbone
 from cvgl_models.backbones.freezing import freeze_before_last_blocks
-from cvgl_models.backbones.maps import check_sizes, grid_of, map_and_class, prepare_for_maps
+from cvgl_models.backbones.maps import check_sizes, grid_of, map_and_class, pool, prepare_for_maps
 from cvgl_models.recipe import EncoderRecipe, ViewRecipe
 
 
@@ -48,6 +48,17 @@ class Encoder(nn.Module):
             return F.normalize(self.backbone(images).float(), dim=1)
         features = self.aggregator(*map_and_class(self.backbone, images))
         return F.normalize(features.float(), dim=1)
+
+    def with_map(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what `forward` does, and the last map (B, C, h, w) that it was pooled from, as it is.
+
+        Raises:
+            RecipeError: If the backbone gives no map.
+        """
+        images = self._normalized(images)
+        map_BChw, class_BC = map_and_class(self.backbone, images)
+        pooled = self.aggregator(map_BChw, class_BC) if self.aggregator else pool(self.backbone, map_BChw)
+        return F.normalize(pooled.float(), dim=1), map_BChw
 
     def train(self, mode: bool = True) -> Encoder:
         """Set training mode; frozen parts stay in evaluation mode."""

@@ -25,9 +25,10 @@ from cvgl_data.recipe import to_tables
 from cvgl_models.checkpoint import EVAL, RECIPE, save_weights, write_text
 from cvgl_models.evaluation import METRICS
 from cvgl_models.evaluation.calibration import CALIBRATION, kept_calibration
-from cvgl_models.evaluation.embeddings import EXPORTED, load_system
+from cvgl_models.evaluation.embeddings import EXPORTED, load_retrieval_system
 from cvgl_models.recipe import ModelRecipe
 from cvgl_models.serving import Model, load_model
+from cvgl_models.systems import RetrievalModule
 from cvgl_models.transforms import Batch
 
 CARD, CONFIG, MEASURED = "README.md", "config.json", "metrics"
@@ -52,7 +53,7 @@ def export_model(run: Path, out: Path, *, name: str = "", licence: str = "", ove
         CheckpointError: If the run has no trained weights.
         WorkspaceError: If the folder cannot be written, or holds something else.
     """
-    system, recipe, weights = load_system(run)
+    system, recipe, weights = load_retrieval_system(run)
     try:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             if not (overwrite and (out / CONFIG).is_file() and (out / EXPORTED).is_file()):
@@ -63,7 +64,7 @@ def export_model(run: Path, out: Path, *, name: str = "", licence: str = "", ove
         (out / MEASURED).mkdir(parents=True, exist_ok=True)
         save_weights(out / EXPORTED, system, {"source": weights, "format": "pt"})
         shutil.copyfile(run / RECIPE, out / RECIPE)
-        exported = load_system(out)[2]
+        exported = load_retrieval_system(out)[2]
         reports = _reports(run, weights)
         for part, report in reports.items():
             write_text(out / MEASURED / f"{part}.json", json.dumps(report, indent=2) + "\n")
@@ -188,7 +189,7 @@ def model_folder(path_or_repo: str | Path, *, revision: str | None = None) -> Pa
 def export_onnx(run: Path, out: Path, *, opset: int | None = None) -> tuple[Path, Path]:
     """Write ``query.onnx`` and ``reference.onnx``: float32 (B, 3, H, W) in [0, 1] to (B, D) of unit length, B free.
 
-    Queries are what `cvgl_models.batches.query_view` makes of a panorama, divided by 255, references likewise.
+    Queries are what `cvgl_models.batches.view_of` makes of a panorama, divided by 255, references likewise.
 
     Args:
         run: Run folder, or the folder of an exported model.
@@ -205,7 +206,7 @@ def export_onnx(run: Path, out: Path, *, opset: int | None = None) -> tuple[Path
     missing = [name for name in ("onnx", "onnxscript") if not _is_installed(name)]
     if missing:
         raise RecipeError(f"writing ONNX takes {' and '.join(missing)}; install with `pip install onnx onnxscript`")
-    system, recipe, _ = load_system(run)
+    system, recipe, _ = load_retrieval_system(run)
     out.mkdir(parents=True, exist_ok=True)
     paths = []
     for side in _SIDES:
@@ -223,37 +224,37 @@ def export_onnx(run: Path, out: Path, *, opset: int | None = None) -> tuple[Path
     return paths[0], paths[1]
 
 
-def traced_branch(system: nn.Module, recipe: ModelRecipe, side: str) -> Any:
-    """Return one branch as an exported program of torch: input ``image``, output ``embedding``, any batch size.
+def traced_branch(system: RetrievalModule, recipe: ModelRecipe, side: str) -> Any:
+    """Return one branch as an exported program of torch: ``image`` and a tensor per further view.
 
     Raises:
         CheckpointError: If the network has parts that cannot be traced.
     """
-    height, width = recipe.views.query_size_px if side == "query" else (recipe.views.reference_px,) * 2
     branch = _Branch(system, side).eval()
-    batch = torch.export.Dim("batch", min=1, max=65536)
+    sizes = {"query": recipe.views.query_size_px, "bev": (recipe.views.bev_px,) * 2}
+    images = [torch.rand(2, 3, *sizes.get(name, (recipe.views.reference_px,) * 2)) for name in branch.fields]
+    any_batch = {0: torch.export.Dim("batch", min=1, max=65536)}
+    shapes = (any_batch, (any_batch,) * (len(images) - 1)) if len(images) > 1 else (any_batch,)
     try:
         with torch.no_grad():
-            return torch.export.export(branch, (torch.rand(2, 3, height, width),), dynamic_shapes={"image": {0: batch}})
+            return torch.export.export(branch, tuple(images), dynamic_shapes=shapes)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"the {side} branch cannot be traced: {reason}") from error
 
 
 class _Branch(nn.Module):
-    """One side of a system as a function of a tensor."""
+    """One side of a system as a function of tensors."""
 
-    def __init__(self, system: nn.Module, side: str) -> None:
+    def __init__(self, system: RetrievalModule, side: str) -> None:
         super().__init__()
-        self.system, self.side = system, side
+        self.system = system
+        self.fields = system.query_views if side == "query" else ("reference",)
+        self.embed = system.embed_queries if side == "query" else system.embed_references
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Return (B, D) embeddings of (B, 3, H, W) images in [0, 1]."""
-        if self.side == "query":
-            embedded: Tensor = self.system.embed_queries(Batch(query=image))  # type: ignore[operator]
-        else:
-            embedded = self.system.embed_references(Batch(reference=image))  # type: ignore[operator]
-        return embedded
+    def forward(self, image: Tensor, *more: Tensor) -> Tensor:
+        """Return (B, D) embeddings of (B, 3, H, W) images in [0, 1], one for each view that the side has."""
+        return self.embed(Batch(**dict(zip(self.fields, (image, *more), strict=True))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,7 +285,7 @@ def _hint(out: Path) -> str:
     return " or pass --overwrite" if (out / CONFIG).is_file() and (out / EXPORTED).is_file() else ""
 
 
-def _config(system: nn.Module, recipe: ModelRecipe) -> dict[str, Any]:
+def _config(system: RetrievalModule, recipe: ModelRecipe) -> dict[str, Any]:
     height, width = recipe.views.query_size_px
     with torch.no_grad():
         where = next(system.parameters()).device

@@ -27,9 +27,9 @@ from cvgl_data.errors import CheckpointError, DatasetError, WorkspaceError
 from cvgl_data.geo import distance_m
 from cvgl_data.types import Progress, Silent
 from cvgl_models.checkpoint import EVAL, write_text
-from cvgl_models.evaluation.embeddings import embed_all_references, load_system
+from cvgl_models.evaluation.embeddings import embed_all_references, load_retrieval_system
 from cvgl_models.recipe import ModelRecipe
-from cvgl_models.systems import SystemModule
+from cvgl_models.systems import RetrievalModule
 from cvgl_models.training import fingerprint
 
 COLUMNS = ("reference_id", "lon", "lat", "x", "y", "size", "zoom", "area")
@@ -77,7 +77,7 @@ def gallery_folder(run: Path) -> Path:
 
 def open_gallery(
     run: Path, data: str | Path | CrossViewDataset | None = None, *, progress: Progress | None = None
-) -> tuple[SystemModule, ModelRecipe, Gallery]:
+) -> tuple[RetrievalModule, ModelRecipe, Gallery]:
     """Return the model of a run, its recipe, and its gallery, which is made first if it is not there yet.
 
     Args:
@@ -92,7 +92,7 @@ def open_gallery(
     dataset = data if isinstance(data, CrossViewDataset) or data is None else open_dataset(data)
     if dataset is not None and not dataset.references.num_rows:
         raise DatasetError("the dataset has no references to search in; build it with imagery")
-    system, recipe, weights = load_system(run)
+    system, recipe, weights = load_retrieval_system(run)
     folder = gallery_folder(run)
     kept = _kept(folder)
     if dataset is None:

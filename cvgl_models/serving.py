@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,16 @@ from torch import Tensor
 from cvgl_data.dataset import CrossViewDataset, open_dataset
 from cvgl_data.errors import DatasetError
 from cvgl_data.types import Progress
-from cvgl_models.batches import query_view, reference_view
+from cvgl_models.batches import view_of
 from cvgl_models.evaluation.calibration import CANDIDATES, Calibration, calibrate, kept_calibration, lead
-from cvgl_models.evaluation.embeddings import load_system
+from cvgl_models.evaluation.embeddings import load_retrieval_system
 from cvgl_models.gallery import open_gallery
+from cvgl_models.localization.refining import Pose, Refiner
 from cvgl_models.recipe import ModelRecipe
 from cvgl_models.retrieval import search
-from cvgl_models.systems import SystemModule
+from cvgl_models.systems import RetrievalModule
 from cvgl_models.training import embed_views
+from cvgl_models.transforms import Batch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +41,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Location:
-    """Where one image was probably taken: the centre of its best candidate."""
+    """Where one image was probably taken: the centre of its best candidate, or the place that was found in one."""
 
     image: str
     lon: float
@@ -48,13 +50,15 @@ class Location:
     """Probability that the best candidate covers the place; None where none was fitted."""
     candidates: tuple[Candidate, ...]
     """Best first."""
+    pose: Pose | None = None
+    """Place and heading inside a candidate; None where nobody looked, or nothing was found."""
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
     """A trained network that embeds images."""
 
-    system: SystemModule
+    system: RetrievalModule
     recipe: ModelRecipe
     weights: str
     """Fingerprint of the weights."""
@@ -72,19 +76,21 @@ class Model:
             DatasetError: If an image is missing or cannot be used.
         """
         headings = np.broadcast_to(np.asarray(heading_deg, np.float64), (len(images),)).tolist()
-        views = [_view(image, self.recipe, heading) for image, heading in zip(images, headings, strict=True)]
+        fields = self.system.query_views
+        views = [_views(image, self.recipe, fields, heading) for image, heading in zip(images, headings, strict=True)]
         return self._embedded("query", views)
 
     def embed_references(self, images: Sequence[bytes | Path]) -> NDArray[np.float32]:
         """Return (N, D) L2-normalized embeddings of north-up overhead images; arguments and errors likewise."""
-        return self._embedded("reference", [_view(image, self.recipe, None) for image in images])
+        return self._embedded("reference", [_views(image, self.recipe, ("reference",)) for image in images])
 
-    def _embedded(self, side: str, views: Sequence[Tensor]) -> NDArray[np.float32]:
+    def _embedded(self, side: str, views: Sequence[dict[str, Tensor]]) -> NDArray[np.float32]:
         if not views:
             raise DatasetError("there are no images to embed")
         where = next(self.system.parameters()).device
         size = self.recipe.validation.batch_size
-        batches = (torch.stack(list(views[start : start + size])) for start in range(0, len(views), size))
+        parts = (views[start : start + size] for start in range(0, len(views), size))
+        batches = (Batch(**{name: torch.stack([view[name] for view in part]) for name in part[0]}) for part in parts)
         embedded: NDArray[np.float32] = embed_views(
             self.system, side, batches, self.recipe.optim.precision, where
         ).numpy()
@@ -97,7 +103,7 @@ def load_model(run: Path) -> Model:
     Raises:
         CheckpointError: If there are no trained weights, or they do not fit.
     """
-    return Model(*load_system(run))
+    return Model(*load_retrieval_system(run))
 
 
 def locate(
@@ -108,6 +114,9 @@ def locate(
     top_k: int = 5,
     heading_deg: float = 0.0,
     near: tuple[float, float, float] | None = None,
+    refine: Path | None = None,
+    refine_top: int = 1,
+    heading_noise_deg: float = 0.0,
     progress: Progress | None = None,
 ) -> list[Location]:
     """Find each image among the references of a gallery, which is kept in the run folder.
@@ -119,12 +128,19 @@ def locate(
         top_k: Candidates per image.
         heading_deg: Bearing of the panoramas' centre column, clockwise from north.
         near: Longitude, latitude and metres: search only references whose centre lies within.
+        refine: Run folder of a localization system, which then looks for the place inside the best candidate; reads
+            the images of references, so ``data`` has to be given.
+        refine_top: It looks in so many candidates, and the one that fits best counts.
+        heading_noise_deg: How far off ``heading_deg`` may be, either way, for the second stage; 180: unknown.
         progress: Told what is going on.
 
     Raises:
         CheckpointError: If the run has no trained weights, or no gallery and no data is given.
         DatasetError: If an image is missing or cannot be decoded, or there are no references, or none nearby.
+        RecipeError: If the run to refine with is none of a localization system for panoramas.
     """
+    if refine is not None and data is None:
+        raise DatasetError("refining reads the images of references; name the dataset with --data")
     dataset = data if isinstance(data, CrossViewDataset) or data is None else open_dataset(data)
     for path in image_paths:
         _read(path)
@@ -132,6 +148,7 @@ def locate(
     confidence = kept_calibration(run, gallery.weights)
     if confidence is None and dataset is not None:
         confidence = calibrate(run, dataset, progress=progress)
+    refiner = Refiner(refine, dataset) if refine is not None and dataset is not None else None
     if near is not None:
         gallery = gallery.near(*near)
     if not image_paths:
@@ -141,15 +158,38 @@ def locate(
     indices_QK, scores_QK = found.numpy(), score.double().numpy()
     sure_Q = _confidences(confidence, indices_QK, scores_QK, gallery.references)
     columns = {name: gallery.references[name].to_pylist() for name in ("reference_id", "lon", "lat")}
-    return [
-        _location(str(path), columns, indices_QK[row, :top_k], scores_QK[row, :top_k], sure_Q[row])
+    found_all = [
+        _location(str(path), columns, indices_QK[row, : max(top_k, refine_top)], scores_QK[row], sure_Q[row])
         for row, path in enumerate(image_paths)
     ]
+    if refiner is not None:
+        found_all = [_refined(one, refiner, refine_top, heading_deg, heading_noise_deg) for one in found_all]
+    return [replace(one, candidates=one.candidates[:top_k]) for one in found_all]
 
 
 def geojson(locations: Sequence[Location]) -> dict[str, Any]:
-    """Return locations as a GeoJSON feature collection: a point for every candidate, the best one with its rank 1."""
-    features = [
+    """Return locations as a GeoJSON feature collection.
+
+    There is a point for every candidate, the best one with its rank 1, and with rank 0 one for the place inside a
+    candidate, where it was looked for.
+    """
+    features: list[dict[str, Any]] = [
+        {
+            "type": "Feature",
+            "geometry": {"type": "Point", "coordinates": [location.pose.lon, location.pose.lat]},
+            "properties": {
+                "image": location.image,
+                "rank": 0,
+                "reference_id": location.pose.reference_id,
+                "heading_deg": location.pose.heading_deg,
+                "radius95_m": location.pose.radius95_m,
+                "score": location.pose.score,
+            },
+        }
+        for location in locations
+        if location.pose is not None
+    ]
+    features += [
         {
             "type": "Feature",
             "geometry": {"type": "Point", "coordinates": [candidate.lon, candidate.lat]},
@@ -170,6 +210,8 @@ def geojson(locations: Sequence[Location]) -> dict[str, Any]:
 def summary(location: Location) -> str:
     """Return one line for people: the place, and how sure that is."""
     sure = "confidence unknown" if location.confidence is None else f"confidence {location.confidence:.0%}"
+    if location.pose is not None:
+        sure = f"±{location.pose.radius95_m:.1f} m, heading {location.pose.heading_deg:.1f}°; {sure}"
     return f"{location.image}: {location.lon:.6f}, {location.lat:.6f} ({sure})"
 
 
@@ -183,19 +225,27 @@ def _confidences(
     return sure
 
 
+def _refined(location: Location, refiner: Refiner, top: int, heading_deg: float, heading_noise_deg: float) -> Location:
+    """Return a location with the place that was found inside one of its best candidates."""
+    names = [candidate.reference_id for candidate in location.candidates[:top]]
+    image = _read(location.image)
+    pose = refiner.refine(image, names, heading_deg=heading_deg, heading_noise_deg=heading_noise_deg)
+    return location if pose is None else replace(location, pose=pose, lon=pose.lon, lat=pose.lat)
+
+
 def _read(path: str | Path) -> bytes:
     if not Path(path).is_file():
         raise DatasetError(f"no image file '{path}'")
     return Path(path).read_bytes()
 
 
-def _view(image: bytes | Path, recipe: ModelRecipe, heading_deg: float | None) -> Tensor:
-    """Return a query's view, or a reference's, which has no heading."""
+def _views(
+    image: bytes | Path, recipe: ModelRecipe, fields: Sequence[str], heading_deg: float = 0.0
+) -> dict[str, Tensor]:
+    """Return the views of an image that are fields of a batch; a reference has no heading."""
     content = image if isinstance(image, bytes) else _read(image)
     try:
-        if heading_deg is None:
-            return reference_view(content, recipe.views.reference_px)
-        return query_view(content, recipe.views, heading_deg)
+        return {name: view_of(content, name, recipe.views, heading_deg) for name in fields}
     except ValueError as error:
         name = "an image" if isinstance(image, bytes) else f"image '{image}'"
         raise DatasetError(f"{name} cannot be used: {error}") from None
@@ -210,7 +260,7 @@ def _location(
 ) -> Location:
     candidates = tuple(
         Candidate(**{name: values[row] for name, values in columns.items()}, score=float(score))
-        for row, score in zip(rows_K.tolist(), scores_K, strict=True)
+        for row, score in zip(rows_K.tolist(), scores_K[: len(rows_K)], strict=True)
         if row >= 0
     )
     if not candidates:

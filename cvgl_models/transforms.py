@@ -32,10 +32,18 @@ class Batch:
     """(B, 3, H, W): panorama or top view."""
     reference: Tensor = field(default_factory=_none)
     """(B, 3, S, S)."""
+    bev: Tensor = field(default_factory=_none)
+    """(B, 3, V, V) top view of the query's ground, beside a panorama, where the recipe asks for one."""
     uv: Tensor = field(default_factory=_none)
     """(B, 2) place of the query in the reference image, pixels, (0, 0) the corner."""
     heading_deg: Tensor = field(default_factory=_none)
     """(B,) bearing of the query image's centre (panorama) or top (top view), clockwise from the reference's top."""
+    gsd_m: Tensor = field(default_factory=_none)
+    """(B,) ground metres per pixel of the reference image."""
+    heading_prior_deg: Tensor = field(default_factory=_none)
+    """(B, 2) what is known of ``heading_deg``: it lies within the second number of the first."""
+    camera_B33: Tensor | None = None
+    """(B, 3, 3) intrinsics of the camera in pixels of the query image; None: the query is a panorama."""
     query_row: Tensor = field(default_factory=_none)
     """(B,) int64."""
     reference_row: Tensor = field(default_factory=_none)
@@ -50,7 +58,7 @@ class Batch:
             for item in dataclasses.fields(self)
             if (value := getattr(self, item.name)) is not None
         }
-        for name in ("query", "reference"):
+        for name in ("query", "reference", "bev"):
             if moved[name].dtype == torch.uint8:
                 moved[name] = moved[name].float().div_(255)
         return Batch(**moved)
@@ -62,7 +70,7 @@ def quarter_turn(batch: Batch, turns_B: Tensor, query_view: str) -> Batch:
     Args:
         batch: Square references.
         turns_B: Integers; taken modulo 4.
-        query_view: ``panorama`` or ``bev``.
+        query_view: ``panorama``, ``bev``, or ``pinhole``: an image that cannot turn, whose bearing changes instead.
 
     Raises:
         ValueError: If a panorama's width is not a multiple of 4.
@@ -70,29 +78,70 @@ def quarter_turn(batch: Batch, turns_B: Tensor, query_view: str) -> Batch:
     width, side = batch.query.shape[-1], batch.reference.shape[-1]
     if query_view == "panorama" and width % 4:
         raise ValueError(f"a panorama {width} px wide cannot be rolled by a quarter; use a multiple of 4")
-    query, reference, uv = batch.query.clone(), batch.reference.clone(), batch.uv.clone()
+    query, reference, uv, bev = batch.query.clone(), batch.reference.clone(), batch.uv.clone(), batch.bev.clone()
     for turns in (1, 2, 3):
         rows = (turns_B % 4 == turns).nonzero()[:, 0].to(query.device)
         reference[rows] = torch.rot90(batch.reference[rows], turns, (-2, -1))
+        if len(bev):
+            bev[rows] = torch.rot90(batch.bev[rows], turns, (-2, -1))
         if query_view == "bev":
             query[rows] = torch.rot90(batch.query[rows], turns, (-2, -1))
-        else:
+        elif query_view == "panorama":
             query[rows] = batch.query[rows].roll(-turns * width // 4, -1)
         u, v = batch.uv[rows].unbind(1)
         uv[rows] = torch.stack([(v, side - u), (side - u, side - v), (side - v, u)][turns - 1], 1)
-    return dataclasses.replace(batch, query=query, reference=reference, uv=uv)
+    turned = dataclasses.replace(batch, query=query, reference=reference, bev=bev, uv=uv)
+    return _heading_changed(turned, -90 * turns_B) if query_view == "pinhole" else turned
 
 
 def flip(batch: Batch, flip_B: Tensor) -> Batch:
     """Mirror both views of the marked pairs left to right."""
     rows = flip_B.nonzero()[:, 0].to(batch.query.device)
-    query, reference = batch.query.clone(), batch.reference.clone()
-    uv, heading_deg = batch.uv.clone(), batch.heading_deg.clone()
+    query, reference, bev = batch.query.clone(), batch.reference.clone(), batch.bev.clone()
+    uv, heading_deg, camera_B33 = batch.uv.clone(), batch.heading_deg.clone(), batch.camera_B33
+    prior_B2 = batch.heading_prior_deg.clone()
     query[rows] = batch.query[rows].flip(-1)
     reference[rows] = batch.reference[rows].flip(-1)
     uv[rows, 0] = batch.reference.shape[-1] - batch.uv[rows, 0]
     heading_deg[rows] = -batch.heading_deg[rows]
-    return dataclasses.replace(batch, query=query, reference=reference, uv=uv, heading_deg=heading_deg)
+    if len(prior_B2):
+        prior_B2[rows, 0] = -batch.heading_prior_deg[rows, 0]
+    if len(bev):
+        bev[rows] = batch.bev[rows].flip(-1)
+    if camera_B33 is not None:
+        camera_B33 = camera_B33.clone()
+        camera_B33[rows, 0, 2] = batch.query.shape[-1] - camera_B33[rows, 0, 2]
+    flipped = dataclasses.replace(batch, query=query, reference=reference, bev=bev, uv=uv, camera_B33=camera_B33)
+    return dataclasses.replace(flipped, heading_deg=heading_deg, heading_prior_deg=prior_B2)
+
+
+def turn_panorama(batch: Batch, angle_deg_B: Tensor) -> Batch:
+    """Roll each panorama so that its centre column looks further to the right, by whole columns.
+
+    Args:
+        batch: Panoramas as queries. What is known of their bearing stays what it was.
+        angle_deg_B: Degrees clockwise.
+    """
+    width = batch.query.shape[-1]
+    shift_B = (angle_deg_B / 360 * width).round().long().to(batch.query.device)
+    column_BW = (torch.arange(width, device=batch.query.device) + shift_B[:, None]) % width
+    query = batch.query.gather(-1, column_BW[:, None, None].expand_as(batch.query))
+    heading_deg = _wrapped(batch.heading_deg + (shift_B * (360 / width)).to(batch.heading_deg))
+    return dataclasses.replace(batch, query=query, heading_deg=heading_deg)
+
+
+def _heading_changed(batch: Batch, angle_deg_B: Tensor) -> Batch:
+    """Add to the bearing of each query and to what is known of it."""
+    prior_B2 = batch.heading_prior_deg.clone()
+    if len(prior_B2):
+        prior_B2[:, 0] = _wrapped(prior_B2[:, 0] + angle_deg_B.to(prior_B2))
+    heading_deg = _wrapped(batch.heading_deg + angle_deg_B.to(batch.heading_deg))
+    return dataclasses.replace(batch, heading_deg=heading_deg, heading_prior_deg=prior_B2)
+
+
+def _wrapped(angle_deg: Tensor) -> Tensor:
+    """Return angles in (-180, 180]."""
+    return 180 - (180 - angle_deg) % 360
 
 
 def warp(images: Tensor, angle_deg_B: Tensor, zoom_B: Tensor, shift_B2: Tensor) -> Tensor:
@@ -167,7 +216,7 @@ class Augment:
 
     Args:
         recipe: Probabilities and strengths.
-        query_view: ``panorama`` or ``bev``.
+        query_view: ``panorama``, ``bev`` or ``pinhole``.
     """
 
     def __init__(self, recipe: AugmentRecipe, query_view: str) -> None:
@@ -184,6 +233,10 @@ class Augment:
         def spread(*shape: int) -> Tensor:
             return torch.rand(size, *shape, generator=generator) * 2 - 1
 
+        if recipe.heading_noise_deg:
+            batch = turn_panorama(batch, spread() * recipe.heading_noise_deg)
+            known_B2 = batch.heading_prior_deg + torch.tensor([0.0, recipe.heading_noise_deg]).to(batch.heading_deg)
+            batch = dataclasses.replace(batch, heading_prior_deg=known_B2)
         batch = flip(batch, chance(recipe.flip))
         turns_B = torch.randint(1, 4, (size,), generator=generator) * chance(recipe.rotate)
         batch = quarter_turn(batch, turns_B, self.query_view)
@@ -191,7 +244,7 @@ class Augment:
         strength = recipe.color_strength * torch.tensor([1.0, 1.0, 1.0, 0.5])
         together_B4 = spread(4) * strength * chance(recipe.color_together)[:, None]
         views = []
-        for images in (batch.query, batch.reference):
+        for images in (batch.query, batch.reference, *([batch.bev] if len(batch.bev) else [])):
             alone_B4 = spread(4) * strength * chance(recipe.color)[:, None]
             changed = jitter_color(images, together_B4 + alone_B4)
             changed = blur_or_sharpen(changed, spread() * chance(recipe.blur)) if recipe.blur else changed
@@ -199,17 +252,18 @@ class Augment:
             box_BK4[:, :, 0] *= images.shape[-1] / images.shape[-2]
             box_BK4[:, :, 2:] = (0.1 + 0.1 * box_BK4[:, :, 2:]) * chance(recipe.cut)[:, None, None]
             views.append(cut_out(changed, box_BK4) if recipe.cut else changed)
-        return dataclasses.replace(batch, query=views[0], reference=views[1])
+        return dataclasses.replace(batch, **dict(zip(("query", "reference", "bev"), views, strict=False)))
 
     def _warped(self, batch: Batch, angle_deg_B: Tensor, zoom_B2: Tensor, shift_B2: Tensor) -> Batch:
-        query, reference, uv = batch.query, batch.reference, batch.uv
+        query, reference, uv, gsd_m = batch.query, batch.reference, batch.uv, batch.gsd_m
         if self.recipe.turn_deg or self.recipe.zoom or self.recipe.shift:
             shift_B2 = shift_B2 * reference.shape[-1]
             reference = warp(reference, angle_deg_B, 1 + zoom_B2[:, 0], shift_B2)
             uv = warp_uv(uv, reference.shape[-1], angle_deg_B, 1 + zoom_B2[:, 0], shift_B2)
+            gsd_m = gsd_m / (1 + zoom_B2[:, 0]).to(gsd_m) if len(gsd_m) else gsd_m
         if self.query_view == "bev" and (self.recipe.turn_deg or self.recipe.zoom):
             query = warp(query, angle_deg_B, 1 + zoom_B2[:, 1], torch.zeros_like(shift_B2))
-        return dataclasses.replace(batch, query=query, reference=reference, uv=uv)
+        return dataclasses.replace(batch, query=query, reference=reference, uv=uv, gsd_m=gsd_m)
 
 
 _LUMA = torch.tensor([0.299, 0.587, 0.114])

@@ -8,7 +8,7 @@ from torch import nn
 from cvgl_data.errors import RecipeError
 from cvgl_models.losses import SymmetricInfoNCE
 from cvgl_models.recipe import ModelRecipe
-from cvgl_models.systems import SystemModule
+from cvgl_models.systems import RetrievalModule, SystemModule
 from cvgl_models.training import train
 from cvgl_models.training.gradients import backward
 from cvgl_models.transforms import Batch
@@ -16,7 +16,7 @@ from cvgl_models.transforms import Batch
 CONVNEXT = ("encoder.backbone=test_convnext", "views.query_height_px=32", "views.reference_px=32")
 
 
-class Tiny(SystemModule):
+class Tiny(RetrievalModule):
     """Two layers for both views, no BatchNorm."""
 
     def __init__(self, dropout=0.0):
@@ -24,13 +24,14 @@ class Tiny(SystemModule):
         self.net = nn.Sequential(nn.Flatten(), nn.Linear(48, 32), nn.GELU(), nn.Dropout(dropout), nn.Linear(32, 8))
         self.loss = SymmetricInfoNCE()
 
-    def training_step(self, batch):
-        return self.loss_terms(self.embed_queries(batch), self.embed_references(batch), batch)
+    def embed_pairs(self, batch):
+        embedded, _ = super().embed_pairs(batch)
+        return embedded, {"alone": (self.net(batch.query + batch.reference)[:, 0] * batch.uv[:, 0]).mean()}
 
-    def loss_terms(self, query_BD, reference_BD, batch):
+    def loss_terms(self, embedded, batch):
         return {
-            "info_nce": self.loss(query_BD, reference_BD, batch.ignore),
-            "heading": (query_BD[:, 0] * batch.heading_deg).mean(),
+            "info_nce": self.loss(embedded["query"], embedded["reference"], batch.ignore),
+            "heading": (embedded["query"][:, 0] * batch.heading_deg).mean(),
         }
 
     def embed_queries(self, batch):
@@ -75,7 +76,7 @@ def test_micro_batches_give_the_gradients_of_the_plain_step(micro_batch):
     system, batch = system_with(), pairs()
     terms, plain = gradients(system, lambda system: backward(system, batch))
     cached_terms, cached = gradients(system, lambda system: backward(system, batch, micro_batch=micro_batch))
-    assert cached_terms.keys() == terms.keys() == {"info_nce", "heading"}
+    assert cached_terms.keys() == terms.keys() == {"info_nce", "heading", "alone"}
     assert all(torch.allclose(cached_terms[name], terms[name], rtol=1e-5) for name in terms)
     assert close(cached, plain)
     assert plain["net.1.weight"].abs().max() > 1e-4
@@ -87,14 +88,14 @@ def test_dropout_is_the_same_in_both_passes():
 
     def in_one_graph(system):
         """The same masks, drawn piece by piece, but every activation kept."""
-        parts = [
-            [
-                embed(Batch(query=batch.query[start : start + size], reference=batch.reference[start : start + size]))
-                for start in range(0, 10, size)
-            ]
-            for embed in (system.embed_queries, system.embed_references)
-        ]
-        terms = system.loss_terms(torch.cat(parts[0]), torch.cat(parts[1]), batch)
+        parts, alone = [], 0.0
+        for start in range(0, 10, size):
+            rows = {name: getattr(batch, name)[start : start + size] for name in ("query", "reference", "uv")}
+            embedded, terms = system.embed_pairs(Batch(**rows))
+            parts.append(embedded)
+            alone = alone + terms["alone"] * len(rows["uv"]) / 10
+        whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        terms = {**system.loss_terms(whole, batch), "alone": alone}
         sum(terms.values()).backward()
         return terms
 
@@ -138,11 +139,14 @@ def test_activations_of_one_piece_at_a_time():
     assert sizes == [4, 4, 2]
 
 
-def test_a_system_whose_loss_needs_more_than_embeddings():
-    class Other(Tiny):
-        loss_terms = SystemModule.loss_terms
+def test_a_system_that_compares_no_pairs():
+    class Other(SystemModule):
+        task = "localization"
 
-    with pytest.raises(RecipeError, match=r"loss of Other cannot be computed from embeddings alone; set optim\.micro"):
+        def training_step(self, batch):
+            return {"mean": batch.query.mean()}
+
+    with pytest.raises(RecipeError, match=r"Other compares no pairs of a batch; set optim\.micro_batch to 0"):
         backward(Other(), pairs(), micro_batch=4)
 
 

@@ -49,7 +49,7 @@ def with_broken(dataset, rows):
 
 def pair_loader(dataset, recipe, **options):
     sides = (Views(dataset, side, VIEWS) for side in ("query", "reference"))
-    return PairLoader(PairRows.of(dataset), *sides, recipe, **options)
+    return PairLoader(PairRows.of(dataset), list(sides), recipe, **options)
 
 
 def different(pairs, size, num):
@@ -213,6 +213,15 @@ def test_a_missing_image_is_named(toy):
     del images[toy.queries["query_id"][3].as_py()]
     with pytest.raises(DatasetError, match=r"\(row 3\) is missing"):
         list(data_loader(Views(dataclasses.replace(toy, images=images), "query", VIEWS), [[2, 3]], STREAMED))
+
+
+def test_a_broken_image_can_be_shown_as_black(toy):
+    broken = with_broken(toy, [3])
+    with pytest.raises(DatasetError, match=r"\(row 3\) cannot be decoded"):
+        list(data_loader(Views(broken, "query", VIEWS), [[2, 3]], STREAMED))
+    ((two,),) = data_loader(Views(broken, "query", VIEWS), [[2, 3]], STREAMED, black_if_broken=True)
+    assert two[0].float().std() > 1
+    assert not two[1].any()
 
 
 def test_decode_writes_where_it_is_told(toy):

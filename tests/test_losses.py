@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from cvgl_models.losses import SymmetricInfoNCE
+from cvgl_models.losses import SoftMarginTriplet, SymmetricInfoNCE, mined
 
 
 def info_nce(query, reference, scale, smoothing=0.0, ignore=None):
@@ -79,3 +79,60 @@ def test_scale_is_bounded_and_can_come_back():
     assert loss.logit_scale.exp().item() == pytest.approx(100, rel=1e-5)
     value.backward()
     assert loss.logit_scale.grad.item() > 0
+
+
+def triplet(distance, **options):
+    return SoftMarginTriplet(**options).of_distances(torch.tensor(distance, dtype=torch.float64)).item()
+
+
+def test_soft_margin_golden():
+    assert triplet([[0.2, 0.9], [1.0, 0.3]]) == pytest.approx(0.00115851, abs=5e-9)
+
+
+def test_soft_margin_of_embeddings():
+    """Every triplet written out, for embeddings that are not normalized."""
+    query, reference = torch.randn(2, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    unit = [side / side.norm(dim=1, keepdim=True) for side in (query, reference)]
+    away = [[float((q - r).square().sum()) for r in unit[1]] for q in unit[0]]
+    one_way = [math.log1p(math.exp(10 * (away[i][i] - away[i][j]))) for i in range(5) for j in range(5) if i != j]
+    other = [math.log1p(math.exp(10 * (away[j][j] - away[i][j]))) for i in range(5) for j in range(5) if i != j]
+    expected = (sum(one_way) + sum(other)) / 40
+    assert SoftMarginTriplet()(query, reference).item() == pytest.approx(expected, rel=1e-5)
+    assert SoftMarginTriplet()(reference, query).item() == pytest.approx(expected, rel=1e-5)
+    hardest = (sum(sorted(one_way)[-6:]) + sum(sorted(other)[-6:])) / 12
+    assert SoftMarginTriplet(share=0.3)(query, reference).item() == pytest.approx(hardest, rel=1e-5)
+
+
+def test_soft_margin_leaves_semi_positives_out():
+    distance = torch.rand(3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 4
+    ignore = torch.tensor([[False, True, True], [True, False, True], [True, False, False]])
+    one, two = (F.softplus(10 * (distance[k, k] - distance[2, 1])) for k in (2, 1))
+    assert SoftMarginTriplet().of_distances(distance, ignore).item() == pytest.approx(float(one + two) / 2)
+    half = SoftMarginTriplet().of_distances(distance, 0.5 * (1 - torch.eye(3)))
+    assert half.item() == pytest.approx(SoftMarginTriplet().of_distances(distance).item() / 2)
+
+
+@pytest.mark.parametrize(("share", "count"), [(1.0, 992), (0.1, 99), (0.05, 49), (0.01, 9)])
+def test_number_of_hard_triplets_in_a_batch_of_32(share, count):
+    assert int(mined(share, torch.tensor(32 * 31))) == count
+    distance = torch.zeros(32, 32, dtype=torch.float64) + 4 * (1 - torch.eye(32))  # all terms are next to nothing ...
+    hard = torch.arange(32 * 31)[:count]
+    rows = hard // 31
+    columns = hard % 31 + (hard % 31 >= rows)
+    distance[rows, columns] = 0  # ... but as many as are mined
+    one_way = SoftMarginTriplet(share=share)._mean(
+        F.softplus(10 * (distance.diagonal()[:, None] - distance)), 1 - torch.eye(32, dtype=torch.float64)
+    )
+    assert one_way.item() == pytest.approx(math.log(2))
+
+
+def test_at_least_one_triplet_is_mined():
+    assert triplet([[0.2, 0.9], [1.0, 0.3]], share=0.01) > triplet([[0.2, 0.9], [1.0, 0.3]])
+
+
+def test_soft_margin_is_finite_where_it_could_overflow():
+    query = torch.tensor([[1.0, 0.0], [-1.0, 0.0]], requires_grad=True)
+    loss = SoftMarginTriplet(scale=1000.0)(query, -query.detach())
+    loss.backward()
+    assert loss.item() == pytest.approx(4000.0)
+    assert query.grad.isfinite().all()

@@ -529,3 +529,16 @@ def test_a_head_that_begins_with_what_it_sees(toy):
     assert "encoder.query.aggregator.centroids" in changed
     assert all(".aggregator." in name for name in changed)
     assert same(*weights)
+
+
+def test_mining_goes_round_broken_images_that_are_skipped(toy, tmp_path):
+    """They are looked at by nobody: neither trained on nor in the way of a search for neighbors."""
+    name = toy.select("train").queries["query_id"][0].as_py()
+    broken = dataclasses.replace(toy, images={**toy.images, name: b"no image"})
+    mining = ("sampler.similarity_every_n_epochs=1", "optim.epochs=2")
+    for memory_mb in (0, 100):
+        options = (*mining, f"loader.memory_mb={memory_mb}")
+        run = train(recipe(*options, "loader.on_error=skip"), broken, tmp_path / str(memory_mb))
+        assert log(run)
+        with pytest.raises(DatasetError, match=name):
+            train(recipe(*options), broken, tmp_path / f"not-{memory_mb}")

@@ -9,8 +9,8 @@ Source:
     Google's GPano metadata for the signs of pitch and roll; AuxGeo and HC-Net for `to_bev`.
 """
 
-from cvgl_data.panorama.bev import to_bev
+from cvgl_data.panorama.bev import bev_mask, to_bev
 from cvgl_data.panorama.pose import north_align
 from cvgl_data.panorama.stitching import View, from_tiles, from_views
 
-__all__ = ["View", "from_tiles", "from_views", "north_align", "to_bev"]
+__all__ = ["View", "bev_mask", "from_tiles", "from_views", "north_align", "to_bev"]

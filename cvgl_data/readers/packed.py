@@ -18,11 +18,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cvgl_data import schema
-from cvgl_data.dataset import CrossViewDataset
+from cvgl_data.dataset import LINKED_FILE, CrossViewDataset
 from cvgl_data.errors import DatasetError, DatasetNotFoundError, SchemaError
 
 MANIFEST = "manifest.json"
 INDEX_SUFFIX = ".index.npy"
+
+_WITH_FURTHER = ("references_meta", "queries_meta")
 
 _RESIZED = re.compile(r"(references|queries)_\d+(?:x\d+)?")
 """Tables of images at another size."""
@@ -65,7 +67,7 @@ def read(folder: Path, *, verify: bool = False, resized: bool = False) -> CrossV
         index = of_split.schema.get_field_index("query_row")
         pairs.append(of_split.set_column(index, of_split.schema.field(index), pa.array(rows, pa.int32())))
         offset += part.num_rows
-    all_queries = pa.concat_tables(queries)
+    all_queries = pa.concat_tables(queries, promote_options="default")  # an empty split has no further columns
     tables = resized_tables(manifest) if resized else {}
     if resized and not tables:
         raise DatasetError(
@@ -97,6 +99,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Return the manifest of a finished dataset; raises like `read`."""
     path = folder / MANIFEST
     if not path.is_file():
+        if (folder / LINKED_FILE).is_file():
+            raise DatasetError(f"'{folder}' is linked: its images lie elsewhere; import it without --link for shards")
         if (folder / "data").is_dir() or (folder / ".cvgl").is_dir():
             raise DatasetError(
                 f"'{folder}' is not finished, it has no {MANIFEST}; run the same build again to complete it"
@@ -253,5 +257,6 @@ def _read_table(folder: Path, manifest: Mapping[str, Any], table: str, split: st
             raise DatasetError(f"'{folder / name}' cannot be read: {error}") from None
         schema.check(part.schema, expected, f"'{folder / name}'")
         metadata = {key: value for key, value in (part.schema.metadata or {}).items() if key != b"geo"}
-        parts.append(part.select(expected.names).replace_schema_metadata(metadata))
+        names = schema.with_further(expected, part.schema).names if table in _WITH_FURTHER else expected.names
+        parts.append(part.select(names).replace_schema_metadata(metadata))
     return pa.concat_tables(parts) if parts else expected.empty_table()

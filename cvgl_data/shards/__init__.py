@@ -11,6 +11,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +73,8 @@ def pack(
     Args:
         out: Dataset folder; the folders of its tables below ``data`` hold nothing else afterwards.
         recipe: The resolved recipe; saved beside the data.
-        references: Batches of schema ``REFERENCES`` sorted by id; ``image`` is the Hub struct or plain binary; extra
-            columns are ignored. Only one row group is held in memory.
+        references: Batches of schema ``REFERENCES`` sorted by id, perhaps with columns of `schema.FURTHER`; others are
+            ignored. ``image`` is the Hub struct or plain binary. Only one row group is held in memory.
         queries: Batches of schema ``QUERIES`` likewise.
         pairs: Schema ``PAIRS``; rows are found anew by id. Pairs of queries that are in no split are left out.
         distance_map: Schema ``DISTANCE_MAP`` of these references in this order.
@@ -147,18 +148,20 @@ def _write_tables(
         smaller = ImageWriter(files, size.name, split, size.columns, resized_per_group, shard_bytes)
         return ResizedWriter(originals, smaller, size)
 
-    gallery = writer("references", schema.GALLERY, schema.REFERENCES, REFERENCES_PER_GROUP, REFERENCES_PER_GROUP)
-    for table in _sorted(references, schema.REFERENCES):
+    references, reference_columns = _with_further(references, schema.REFERENCES)
+    queries, query_columns = _with_further(queries, schema.QUERIES)
+    gallery = writer("references", schema.GALLERY, reference_columns, REFERENCES_PER_GROUP, REFERENCES_PER_GROUP)
+    for table in _sorted(references, reference_columns):
         gallery.write(table)
     reference_meta = gallery.close()
     reference_ids = reference_meta["reference_id"]
     _check_distance_map(distance_map, reference_ids)
 
     writers = {
-        split: writer("queries", split, schema.QUERIES, QUERIES_PER_GROUP, RESIZED_QUERIES_PER_GROUP)
+        split: writer("queries", split, query_columns, QUERIES_PER_GROUP, RESIZED_QUERIES_PER_GROUP)
         for split in schema.SPLITS
     }
-    failures = pa.concat_tables([failures, *_deal_out(_sorted(queries, schema.QUERIES), splits, writers)])
+    failures = pa.concat_tables([failures, *_deal_out(_sorted(queries, query_columns), splits, writers)])
     query_metas = {split: writer.close() for split, writer in writers.items()}
 
     counts: dict[str, Any] = {"references": len(reference_ids), "queries": {}, "pairs": {}}
@@ -195,6 +198,15 @@ def _check_distance_map(distance_map: pa.Table, reference_ids: pa.ChunkedArray) 
     hash_of_table = (distance_map.schema.metadata or {}).get(IDS_KEY)
     if not is_of_these or (hash_of_table and hash_of_table.decode() != ids_sha256(reference_ids)):
         raise SchemaError("the distance map is not of these references in this order; compute it again")
+
+
+def _with_further(batches: Iterable[pa.RecordBatch], columns: pa.Schema) -> tuple[Iterable[pa.RecordBatch], pa.Schema]:
+    """Return the batches, and the columns to be packed: those of `schema.FURTHER` too that the first batch has."""
+    rest = iter(batches)
+    first = next(rest, None)
+    if first is None:
+        return (), columns
+    return chain([first], rest), schema.with_further(columns, first.schema)
 
 
 def _sorted(batches: Iterable[pa.RecordBatch], columns: pa.Schema) -> Iterable[pa.Table]:

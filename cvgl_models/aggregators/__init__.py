@@ -44,6 +44,7 @@ AGGREGATORS: Registry[Callable[..., Aggregator]] = Registry(
         "gem": "cvgl_models.aggregators.gem:GeM",
         "mixvpr": "cvgl_models.aggregators.mixvpr:MixVPR",
         "netvlad": "cvgl_models.aggregators.netvlad:NetVLAD",
+        "spatial_attention": "cvgl_models.aggregators.spatial_attention:SpatialAttention",
     },
     group="cvgl.aggregators",
 )

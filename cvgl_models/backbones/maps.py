@@ -33,6 +33,21 @@ def map_and_class(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor | No
     return map_BChw, features[:, 0] if has_class else None
 
 
+def pool(model: nn.Module, map_BChw: Tensor) -> Tensor:
+    """Return the features (B, D) that a backbone itself pools from its last map.
+
+    Raises:
+        RecipeError: If it is a network of tokens, or has no such step.
+    """
+    if hasattr(model, "patch_embed") or not hasattr(model, "forward_head"):
+        raise RecipeError(
+            f'{type(model).__name__} does not pool a map; set encoder.aggregator, for example to "average"'
+        )
+    nhwc = getattr(model, "output_fmt", "NCHW") == "NHWC"
+    features: Tensor = model.forward_head(map_BChw.permute(0, 2, 3, 1) if nhwc else map_BChw)  # type: ignore[operator]
+    return features
+
+
 def prepare_for_maps(model: nn.Module, final_norm: bool, name: str) -> int:
     """Take out what comes after the last map, and return the number of its channels.
 

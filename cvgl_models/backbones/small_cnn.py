@@ -35,7 +35,10 @@ class SmallCnn(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return (B, D): mean and maximum over the last map, projected."""
-        last_map = self.forward_features(images)
+        return self.forward_head(self.forward_features(images))
+
+    def forward_head(self, last_map: Tensor) -> Tensor:
+        """Return (B, D) from the last map."""
         pooled = torch.cat([last_map.mean((2, 3)), last_map.amax((2, 3))], 1)
         features: Tensor = self.head(pooled)
         return features

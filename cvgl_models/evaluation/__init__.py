@@ -80,7 +80,7 @@ def evaluate(
     facts = truth(embedded.dataset)
     query_QD, reference_RD = embedded.on_device()
     found = outcomes(query_QD, reference_RD, facts)
-    report = retrieval_report(query_QD, reference_RD, facts, found)
+    report = retrieval_report(query_QD, reference_RD, facts, found, embedded.branches)
     setting: dict[str, Any] = {
         "recipe": recipe.name,
         "split": split,

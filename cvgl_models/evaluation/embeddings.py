@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ from cvgl_models.batches import Views, load_views, open_for_views
 from cvgl_models.checkpoint import BEST, EVAL, last_checkpoint, load_weights, run_recipe, write_text
 from cvgl_models.evaluation.conditions import Conditions
 from cvgl_models.recipe import ModelRecipe
-from cvgl_models.systems import SystemModule, create_system
+from cvgl_models.systems import RetrievalModule, SystemModule, create_system
 from cvgl_models.training import embed_views, fingerprint
+from cvgl_models.transforms import Batch
 
 EXPORTED = "model.safetensors"
 """Weights of a model that was exported."""
@@ -43,6 +44,8 @@ class Embeddings:
     """Fingerprint of the weights."""
     folder: Path
     """Where the queries' embeddings lie."""
+    branches: Mapping[str, slice] = field(default_factory=dict)
+    """Parts of the embeddings that can be searched alone."""
 
     def on_device(self) -> tuple[Tensor, Tensor]:
         """Return both as tensors, on the accelerator if there is one."""
@@ -80,6 +83,21 @@ def load_system(run: Path, *, random_init: bool = False) -> tuple[SystemModule, 
         load_weights(path, system)
         weights = hashlib.sha256(path.read_bytes()).hexdigest()
     return system.to(device()).eval(), recipe, weights
+
+
+def load_retrieval_system(run: Path, *, random_init: bool = False) -> tuple[RetrievalModule, ModelRecipe, str]:
+    """Do what `load_system` does for a system that embeds.
+
+    Raises:
+        CheckpointError: Likewise, and if the run is one of a localization system.
+    """
+    system, recipe, weights = load_system(run, random_init=random_init)
+    if not isinstance(system, RetrievalModule):
+        raise CheckpointError(
+            f"run '{run}' is one of '{recipe.system}', which locates queries inside a reference and cannot search a "
+            "gallery; use a run of a retrieval system"
+        )
+    return system, recipe, weights
 
 
 def weights_file(run: Path) -> Path:
@@ -128,18 +146,25 @@ def embed(
     dataset = open_for_views(data, recipe.views, use_resized=recipe.loader.use_resized).select(split)
     if not dataset.queries.num_rows or not dataset.references.num_rows:
         raise DatasetError(f"split '{split}' has no queries; choose another split or build with another protocol")
-    system, recipe, weights = load_system(run, random_init=random_init)
+    system, recipe, weights = load_retrieval_system(run, random_init=random_init)
     name = f"{split}-untrained" if random_init else split
     gallery, folder = run / EVAL / name, run / EVAL / "-".join(part for part in (name, conditions.name) if part)
     sides = [
         _embedded(where, side, dataset, system, recipe, weights, conditions, progress or Silent())
         for side, where in (("query", folder), ("reference", gallery))
     ]
-    return Embeddings(query_QD=sides[0], reference_RD=sides[1], dataset=dataset, weights=weights, folder=folder)
+    return Embeddings(
+        query_QD=sides[0],
+        reference_RD=sides[1],
+        dataset=dataset,
+        weights=weights,
+        folder=folder,
+        branches=system.branches,
+    )
 
 
 def embed_all_references(
-    system: SystemModule, recipe: ModelRecipe, dataset: CrossViewDataset, progress: Progress
+    system: RetrievalModule, recipe: ModelRecipe, dataset: CrossViewDataset, progress: Progress
 ) -> NDArray[np.float32]:
     """Return the embeddings (R, D) of all references of a dataset, without keeping them."""
     return _computed("reference", dataset, system, recipe, Conditions(), progress)
@@ -149,7 +174,7 @@ def _embedded(
     folder: Path,
     side: str,
     dataset: CrossViewDataset,
-    system: SystemModule,
+    system: RetrievalModule,
     recipe: ModelRecipe,
     weights: str,
     conditions: Conditions,
@@ -180,17 +205,22 @@ def _embedded(
 def _computed(
     side: str,
     dataset: CrossViewDataset,
-    system: SystemModule,
+    system: RetrievalModule,
     recipe: ModelRecipe,
     conditions: Conditions,
     progress: Progress,
 ) -> NDArray[np.float32]:
-    views = Views(conditions.turned(dataset) if side == "query" else dataset, side, recipe.views)
-    progress.stage(f"embed {_SIDES[side].removesuffix('.npy')}", len(views))
-    batches: Iterator[Tensor] = load_views(views, recipe.loader, recipe.validation.batch_size, progress.advance)
-    is_cropped = side == "query" and conditions.fill == "crop" and conditions.fov_deg < 360
+    fields = system.query_views if side == "query" else ("reference",)
+    shown = conditions.turned(dataset) if side == "query" else dataset
+    sides = [Views(shown, name, recipe.views) for name in fields]
+    progress.stage(f"embed {_SIDES[side].removesuffix('.npy')}", sum(map(len, sides)))
+    streams = [load_views(views, recipe.loader, recipe.validation.batch_size, progress.advance) for views in sides]
     if side == "query":
-        batches = conditions.limited(batches, dataset.queries["query_id"].to_pylist(), recipe.views.query)
+        ids = dataset.queries["query_id"].to_pylist()
+        kinds = ["bev" if views.is_top_view else "panorama" for views in sides]
+        streams = [conditions.limited(stream, ids, kind) for stream, kind in zip(streams, kinds, strict=True)]
+    batches = (Batch(**dict(zip(fields, parts, strict=True))) for parts in zip(*streams, strict=True))
+    is_cropped = side == "query" and conditions.fill == "crop" and conditions.fov_deg < 360
     where = next(system.parameters()).device
     try:
         embedded: NDArray[np.float32] = embed_views(system, side, batches, recipe.optim.precision, where).numpy()

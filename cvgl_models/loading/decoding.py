@@ -6,7 +6,8 @@ Shapes: H and W of the view. Pixels are uint8 (H, W, 3), as decoders write them;
 from __future__ import annotations
 
 import io
-from typing import Any
+import math
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cvgl_models.geometry import bev_from_panorama
+from cvgl_models.geometry.bev import WHOLE_SPHERE
 from cvgl_models.recipe import ViewRecipe
 
 try:
@@ -25,6 +27,7 @@ except ImportError:  # Pillow decodes everything, more slowly
 
 Pixels = NDArray[np.uint8]
 Encoded = bytes | memoryview
+AnyImage = TypeVar("AnyImage", Pixels, Tensor)
 
 _BEV_OVERSAMPLE = 4
 
@@ -74,39 +77,55 @@ def _decoded(image: Encoded, scale: dict[str, Any], out: Pixels | None = None) -
     return pixels
 
 
-def write_reference(image: Encoded, out: Pixels) -> None:
-    """Write a reference as the (S, S, 3) view ``out``; raises ValueError if it cannot be decoded."""
+def _write_panorama(image: Encoded, heading_deg: float, out: Pixels) -> None:
     height, width, _ = out.shape
-    _write(decode(image, height, width, out), out)
-
-
-def write_query(image: Encoded, views: ViewRecipe, heading_deg: float, out: Pixels) -> None:
-    """Write a panorama as the (H, W, 3) view the recipe asks for; see `query_view`."""
-    if views.query == "panorama":
-        height, width = views.query_size_px
-        # The decoder must not write to where a rolled image is read from.
-        pixels = decode(image, height, width, out if heading_deg == 0 else None)
-        whole, part = _shift_px(heading_deg, pixels.shape[1])
-        if part < 1e-6:
-            _write(_rolled_whole(pixels, whole), out)
-            return
-        view = _quantized(_resized(_rolled(_planes(pixels), heading_deg), (height, width)))
-    else:
-        view = top_view(_planes(decode(image)), views, heading_deg)
+    # The decoder must not write to where a rolled image is read from.
+    pixels = decode(image, height, width, out if heading_deg == 0 else None)
+    whole, part = _shift_px(heading_deg, pixels.shape[1])
+    if part < 1e-6:
+        _write(_rolled_whole(pixels, whole), out)
+        return
+    view = _quantized(_resized(_rolled(_planes(pixels), heading_deg), (height, width)))
     out[:] = view.permute(1, 2, 0).numpy()
 
 
-def top_view(pano: Tensor, views: ViewRecipe, heading_deg: float) -> Tensor:
-    """Return the uint8 (3, H, H) top view of a float (1, 3, H, W) panorama, on its device.
+def _write_reference(image: Encoded, crop: float, out: Pixels) -> None:
+    if crop == 1:
+        _write(decode(image, out.shape[0], out.shape[1], out), out)
+        return
+    pixels = decode(image, math.ceil(out.shape[0] / crop), math.ceil(out.shape[1] / crop))
+    _write(np.ascontiguousarray(middle(pixels, crop, 0)), out)
+
+
+def middle(image: AnyImage, crop: float, first_axis: int) -> AnyImage:
+    """Return the middle of an image, ``crop`` of each side, in whole pixels; its sides are two axes in a row."""
+    margins = [round(side * (1 - crop) / 2) for side in image.shape[first_axis : first_axis + 2]]
+    inside = tuple(slice(margin, -margin if margin else None) for margin in margins)
+    part: AnyImage = image[(slice(None),) * first_axis + inside]
+    return part
+
+
+def top_view(
+    pano: Tensor, side: int, views: ViewRecipe, heading_deg: float, zenith_deg: tuple[float, float] = WHOLE_SPHERE
+) -> Tensor:
+    """Return the uint8 (3, V, V) top view, V = ``side``, of a float (1, 3, H, W) panorama, on its device.
+
+    Args:
+        pano: Upright panorama.
+        side: V.
+        views: Scale and camera.
+        heading_deg: Bearing of the panorama's centre column.
+        zenith_deg: Angles from the zenith to its upper and lower edge.
 
     Raises:
-        ValueError: If the panorama is not twice as wide as high.
+        ValueError: If a whole panorama is not twice as wide as high.
     """
-    side = views.query_height_px
     rolled = _rolled(pano, heading_deg)
-    return _quantized(
-        bev_from_panorama(rolled, side, views.bev_m / side, views.camera_height_m, oversample=_BEV_OVERSAMPLE)
+    step_m = views.bev_m / side
+    bev = bev_from_panorama(
+        rolled, side, step_m, views.camera_height_m, zenith_deg=zenith_deg, oversample=_BEV_OVERSAMPLE
     )
+    return _quantized(bev)
 
 
 def scaled_view(image: Tensor, size: tuple[int, int], heading_deg: float = 0.0) -> Tensor:
@@ -114,27 +133,49 @@ def scaled_view(image: Tensor, size: tuple[int, int], heading_deg: float = 0.0) 
     return _quantized(_resized(_rolled(image[None].float(), heading_deg), size))
 
 
-def reference_view(image: Encoded, side: int) -> Tensor:
-    """Return a reference as a uint8 (3, S, S) view; raises ValueError if it cannot be decoded."""
-    out = np.empty((side, side, 3), np.uint8)
-    write_reference(image, out)
-    return torch.from_numpy(out).permute(2, 0, 1).contiguous()
-
-
-def query_view(image: Encoded, views: ViewRecipe, heading_deg: float = 0.0) -> Tensor:
-    """Return a panorama as the uint8 (3, H, W) view the recipe asks for, rolled so that its centre column looks north.
+def view_of(image: Encoded, side: str, views: ViewRecipe, heading_deg: float = 0.0) -> Tensor:
+    """Return an image as the uint8 (3, H, W) view that the recipe asks for.
 
     Args:
-        image: Encoded equirectangular panorama.
+        image: An encoded reference, or equirectangular panorama.
+        side: ``query``, ``bev`` or ``reference``.
         views: Kind and size of the view.
-        heading_deg: Bearing of the panorama's centre column.
+        heading_deg: Bearing of the panorama's centre column; the view is rolled so that it looks north.
 
     Raises:
         ValueError: If the image cannot be decoded, or is not twice as wide as high and a top view is asked for.
     """
-    out = np.empty((*views.query_size_px, 3), np.uint8)
-    write_query(image, views, heading_deg, out)
+    side_px = views.bev_px if side == "bev" else views.reference_px
+    out = np.empty((*(views.query_size_px if side == "query" else (side_px, side_px)), 3), np.uint8)
+    write_view(image, side, views, heading_deg, out)
     return torch.from_numpy(out).permute(2, 0, 1).contiguous()
+
+
+def query_view(image: Encoded, views: ViewRecipe, heading_deg: float = 0.0) -> Tensor:
+    """Return `view_of` a query."""
+    return view_of(image, "query", views, heading_deg)
+
+
+def reference_view(image: Encoded, side: int) -> Tensor:
+    """Return `view_of` a reference."""
+    return view_of(image, "reference", ViewRecipe(reference_px=side))
+
+
+def write_view(
+    image: Encoded,
+    side: str,
+    views: ViewRecipe,
+    heading_deg: float,
+    out: Pixels,
+    zenith_deg: tuple[float, float] = WHOLE_SPHERE,
+) -> None:
+    """Write what `view_of` returns to ``out``, (H, W, 3); ``zenith_deg`` is that of `top_view`."""
+    if side == "reference":
+        _write_reference(image, views.reference_crop, out)
+    elif side == "bev" or views.query == "bev":
+        out[:] = top_view(_planes(decode(image)), out.shape[0], views, heading_deg, zenith_deg).permute(1, 2, 0).numpy()
+    else:
+        _write_panorama(image, heading_deg, out)
 
 
 def _write(pixels: Pixels, out: Pixels) -> None:

@@ -33,14 +33,20 @@ Ints = NDArray[np.int64]
 
 
 def load_views(
-    views: Views, loader: LoaderRecipe, batch_size: int = 64, progress: Progress | None = None
+    views: Views,
+    loader: LoaderRecipe,
+    batch_size: int = 64,
+    progress: Progress | None = None,
+    *,
+    black_if_broken: bool = False,
 ) -> Iterator[Tensor]:
     """Yield all views in row order, in batches, uint8 (B, 3, H, W).
 
     Raises:
-        DatasetError: Naming the row whose image cannot be decoded; ``loader.on_error`` is for training only.
+        DatasetError: Naming the row whose image cannot be decoded, unless that is to be black.
     """
-    for (batch,) in data_loader(views, _in_rows(len(views), batch_size), loader):
+    batches = _in_rows(len(views), batch_size)
+    for (batch,) in data_loader(views, batches, loader, black_if_broken=black_if_broken):
         yield batch
         if progress is not None:
             progress(len(batch))
@@ -51,13 +57,16 @@ def in_memory(views: Views, loader: LoaderRecipe, progress: Progress | None = No
     return _in_memory(views, loader, progress, None)
 
 
-def data_loader(source: Source, batches: Sequence[ArrayLike], loader: LoaderRecipe) -> Iterator[tuple[Tensor, ...]]:
+def data_loader(
+    source: Source, batches: Sequence[ArrayLike], loader: LoaderRecipe, *, black_if_broken: bool = False
+) -> Iterator[tuple[Tensor, ...]]:
     """Yield the images of each batch, one uint8 (B, 3, H, W) tensor per image of an item, channels last in memory.
 
     Args:
         source: `Views` or `PairViews`.
         batches: Items of each batch.
         loader: How.
+        black_if_broken: Show an image that cannot be decoded as black instead of raising.
 
     Raises:
         DatasetError: If an item cannot be decoded.
@@ -65,9 +74,14 @@ def data_loader(source: Source, batches: Sequence[ArrayLike], loader: LoaderReci
     chosen = [np.asarray(batch, np.int64) for batch in batches]
     with contextlib.closing(_pool(source, chosen, loader)) as pool:
         for flight in in_order(pool, iter(chosen)):
-            for _, message, _ in sorted(flight.failures)[:1]:
-                raise DatasetError(message)
-            yield pool.take(flight)
+            for _, message, is_image in sorted(flight.failures):
+                if not (black_if_broken and is_image):
+                    raise DatasetError(message)
+            images = pool.take(flight)
+            for position, _, _ in flight.failures:
+                for image in images:
+                    image[position] = 0
+            yield images
 
 
 def rank_share(batches: Sequence[ArrayLike], rank: int, world_size: int) -> list[Ints]:
@@ -89,8 +103,7 @@ class PairLoader:
 
     Args:
         pairs: The pairs.
-        query: Views of the queries.
-        reference: Views of the references.
+        sides: Views of queries and references, and of top views where there are any.
         loader: How images are loaded, and what becomes of a pair whose image cannot be decoded.
         device: Where the batches go; on an accelerator they lie ready there, images still uint8.
         ignore_semi_positives: Fill `Batch.ignore`.
@@ -105,8 +118,7 @@ class PairLoader:
     def __init__(
         self,
         pairs: PairRows,
-        query: Views,
-        reference: Views,
+        sides: Sequence[Views],
         loader: LoaderRecipe,
         device: torch.device | None = None,
         *,
@@ -119,10 +131,11 @@ class PairLoader:
         self.num_skipped = 0
         self.waited_s = 0.0
         self._ignore = ignore_semi_positives
-        self._views = (query, reference)
+        self._views = tuple(sides)
+        self._rows = [pairs.rows(side.kind) for side in sides]
         self._pool: Pool | None = None
         self._memory: tuple[Tensor, ...] = ()
-        self._broken: tuple[dict[int, str], ...] = ({}, {})
+        self._broken: tuple[dict[int, str], ...] = tuple({} for _ in sides)
         if loader.decode == "cpu" and fits_in_memory(self._views, loader):
             self._memory = tuple(
                 _in_memory(views, loader, progress, broken if loader.on_error == "skip" else None)
@@ -189,12 +202,12 @@ class PairLoader:
             del batch  # its buffers may be used again
 
     def _batch(self, items: Ints, parts: Sequence[Tensor]) -> Batch:
-        return self.pairs.batch(items, parts[0], parts[1], ignore_semi_positives=self._ignore)
+        images = {views.side: part for views, part in zip(self._views, parts, strict=True)}
+        return self.pairs.batch(items, images, ignore_semi_positives=self._ignore)
 
     def _from_memory(self, shares: Sequence[Ints], taken: Sequence[set[int]], rank: tuple[int, int]) -> Iterator[Batch]:
         def failure(items: Ints, at: int) -> str:
-            pair = int(items[at])
-            rows = (int(self.pairs.query_row[pair]), int(self.pairs.reference_row[pair]))
+            rows = [int(row[items[at]]) for row in self._rows]
             return next((broken[row] for broken, row in zip(self._broken, rows, strict=True) if row in broken), "")
 
         for share, references in zip(shares, taken, strict=True):
@@ -202,8 +215,7 @@ class PairLoader:
             failures = [(at, failure(items, at), True) for at in range(len(items))]
             failed = [each for each in failures if each[1]]
             self._substitute(items, failed, partial(failure, items), references, rank)
-            rows = (self.pairs.query_row[items], self.pairs.reference_row[items])
-            yield self._batch(items, [memory[row] for memory, row in zip(self._memory, rows, strict=True)])
+            yield self._batch(items, [memory[row[items]] for memory, row in zip(self._memory, self._rows, strict=True)])
 
     def _from_workers(
         self, shares: Sequence[Ints], taken: Sequence[set[int]], rank: tuple[int, int]
@@ -220,17 +232,11 @@ class PairLoader:
         decoders = [DeviceDecoder(views, self.device) for views in self._views]
         for share, references in zip(shares, taken, strict=True):
             items = share.copy()
-            sides = [
-                decoder.load(rows.tolist())
-                for decoder, rows in zip(
-                    decoders, (self.pairs.query_row[items], self.pairs.reference_row[items]), strict=True
-                )
-            ]
+            sides = [decoder.load(row[items].tolist()) for decoder, row in zip(decoders, self._rows, strict=True)]
 
             def again(at: int, items: Ints = items, sides: list[list[Tensor | UndecodableError]] = sides) -> str:
-                rows = (self.pairs.query_row[items[at]], self.pairs.reference_row[items[at]])
-                for side, decoder, row in zip(sides, decoders, rows, strict=True):
-                    side[at] = decoder.load([int(row)])[0]
+                for side, decoder, row in zip(sides, decoders, self._rows, strict=True):
+                    side[at] = decoder.load([int(row[items[at]])])[0]
                 return _failure(side[at] for side in sides)
 
             failures = [(at, _failure(side[at] for side in sides), True) for at in range(len(items))]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg  # type: ignore[import-untyped]
 
-from cvgl_models.loading.decoding import Encoded, decode, is_jpeg, scaled_view, top_view
+from cvgl_models.loading.decoding import Encoded, decode, is_jpeg, middle, scaled_view, top_view
 from cvgl_models.loading.views import UndecodableError, Views
 
 
@@ -72,8 +72,10 @@ class DeviceDecoder:
         _, height, width = self.views.shape
         recipe, heading_deg = self.views.recipe, self.views.heading(index)
         try:
-            if self.views.side == "query" and recipe.query == "bev":
-                return top_view(image[None].float(), recipe, heading_deg)
+            if self.views.is_top_view:
+                return top_view(image[None].float(), height, recipe, heading_deg, self.views.zenith(index))
+            if self.views.side == "reference" and recipe.reference_crop < 1:
+                image = middle(image, recipe.reference_crop, 1)
             return scaled_view(image, (height, width), heading_deg)
         except ValueError as error:
             return self.views.undecodable(index, error)

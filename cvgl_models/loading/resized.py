@@ -50,8 +50,10 @@ def open_for_views(
 
 def fitting_tables(tables: Mapping[str, str], views: ViewRecipe) -> dict[str, str]:
     """Return those tables of resized images that have exactly the size of their view, by table of the originals."""
-    wanted = {"references": f"references_{views.reference_px}"}
-    if views.query == "panorama":
+    wanted = {}
+    if views.reference_crop == 1:
+        wanted["references"] = f"references_{views.reference_px}"
+    if views.query == "panorama" and not views.bev_px:
         wanted["queries"] = f"queries_{views.query_width_px}x{views.query_height_px}"
     return {original: table for original, table in tables.items() if table == wanted.get(original)}
 

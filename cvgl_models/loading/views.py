@@ -17,7 +17,10 @@ from torch.utils.data import Dataset
 
 from cvgl_data.dataset import CrossViewDataset
 from cvgl_data.errors import DatasetError
-from cvgl_models.loading.decoding import Encoded, Pixels, write_query, write_reference
+from cvgl_data.readers.cameras import intrinsics
+from cvgl_data.readers.listing import ZENITHS
+from cvgl_models.geometry.bev import WHOLE_SPHERE
+from cvgl_models.loading.decoding import Encoded, Pixels, write_view
 from cvgl_models.recipe import LoaderRecipe, ViewRecipe
 from cvgl_models.transforms import Batch
 
@@ -31,7 +34,7 @@ class Views(Dataset[Tensor]):
 
     Args:
         dataset: Where tables and images come from.
-        side: ``query`` or ``reference``.
+        side: ``query``, ``reference``, or ``bev``: the top views that the recipe asks for besides the queries.
         views: Kind and size of the views.
         rows: Rows of the table, all by default.
     """
@@ -39,14 +42,18 @@ class Views(Dataset[Tensor]):
     def __init__(
         self, dataset: CrossViewDataset, side: str, views: ViewRecipe, rows: NDArray[np.int64] | None = None
     ) -> None:
-        table = dataset.queries if side == "query" else dataset.references
+        of_queries = side != "reference"
+        table = dataset.queries if of_queries else dataset.references
         self.side = side
         self.recipe = views
-        self.ids: list[str] = table[f"{side}_id"].to_pylist()
+        self.ids: list[str] = table["query_id" if of_queries else "reference_id"].to_pylist()
         self.images: Mapping[str, bytes] = dataset.images
         self.rows = np.arange(len(self.ids)) if rows is None else rows
-        heading = table["heading_deg"].to_numpy() if side == "query" else np.zeros(len(self.ids))
+        turned = of_queries and views.query != "pinhole"
+        heading = table["heading_deg"].to_numpy() if turned else np.zeros(len(self.ids))
         self.heading_deg = np.nan_to_num(heading.astype(np.float64))
+        partial = of_queries and set(ZENITHS) <= set(table.column_names)
+        self._zenith_deg = np.stack([table[name].to_numpy() for name in ZENITHS], 1) if partial else None
         # Shards hand out images without copying them.
         self._read: Callable[[str], Encoded] = getattr(dataset.images, "view", dataset.images.__getitem__)
 
@@ -56,8 +63,20 @@ class Views(Dataset[Tensor]):
     @property
     def shape(self) -> tuple[int, int, int]:
         """Channels, height and width of a view."""
-        side_px = self.recipe.reference_px
-        return (3, *self.recipe.query_size_px) if self.side == "query" else (3, side_px, side_px)
+        if self.side == "query":
+            return (3, *self.recipe.query_size_px)
+        side_px = self.recipe.bev_px if self.side == "bev" else self.recipe.reference_px
+        return (3, side_px, side_px)
+
+    @property
+    def is_top_view(self) -> bool:
+        """Whether panoramas are shown from above."""
+        return self.side == "bev" or (self.side == "query" and self.recipe.query == "bev")
+
+    @property
+    def kind(self) -> str:
+        """What an image is: the table it comes from, in the singular."""
+        return "reference" if self.side == "reference" else "query"
 
     @property
     def sizes(self) -> tuple[tuple[int, int], ...]:
@@ -70,17 +89,24 @@ class Views(Dataset[Tensor]):
         try:
             return self._read(self.ids[row])
         except KeyError:
-            raise UndecodableError(f"image of {self.side} '{self.ids[row]}' (row {row}) is missing") from None
+            raise UndecodableError(f"image of {self.kind} '{self.ids[row]}' (row {row}) is missing") from None
 
     def heading(self, index: int) -> float:
         """Return the bearing of the centre of the index-th image, degrees."""
         return float(self.heading_deg[int(self.rows[index])])
 
+    def zenith(self, index: int) -> tuple[float, float]:
+        """Return the angles from the zenith to the upper and the lower edge of the index-th panorama."""
+        if self._zenith_deg is None:
+            return WHOLE_SPHERE
+        top_deg, bottom_deg = self._zenith_deg[int(self.rows[index])].tolist()
+        return top_deg, bottom_deg
+
     def undecodable(self, index: int, reason: object) -> UndecodableError:
         """Return the error that names the row of an image."""
         row = int(self.rows[index])
         return UndecodableError(
-            f"image of {self.side} '{self.ids[row]}' (row {row}) cannot be decoded: {reason}; fetch it again"
+            f"image of {self.kind} '{self.ids[row]}' (row {row}) cannot be decoded: {reason}; fetch it again"
         )
 
     def write(self, index: int, outs: Sequence[Pixels]) -> None:
@@ -91,10 +117,7 @@ class Views(Dataset[Tensor]):
         """
         image = self.encoded(index)
         try:
-            if self.side == "query":
-                write_query(image, self.recipe, self.heading(index), outs[0])
-            else:
-                write_reference(image, outs[0])
+            write_view(image, self.side, self.recipe, self.heading(index), outs[0], self.zenith(index))
         except ValueError as error:
             raise self.undecodable(index, error) from None
 
@@ -118,16 +141,26 @@ class PairRows:
     query_row: NDArray[np.int64]
     reference_row: NDArray[np.int64]
     uv: NDArray[np.float32]
-    """(P, 2) place in the reference as shares of its side."""
+    """(P, 2) place in the reference as shares of the side that is shown."""
+    side_m: NDArray[np.float32]
+    """(P,) that side on the ground."""
     covering: tuple[NDArray[np.int64], NDArray[np.int64]]
     """(indptr, rows) of all queries, as `CrossViewDataset.covering` gives them."""
+    heading_deg: NDArray[np.float32]
+    """(P,) bearing of the middle of the query's view: 0 of panoramas, which are shown turned to north."""
+    camera_P33: NDArray[np.float32] | None = None
+    """Intrinsics of pinhole cameras in pixels of the view."""
 
     def __len__(self) -> int:
         return len(self.query_row)
 
     @staticmethod
-    def of(dataset: CrossViewDataset) -> PairRows:
+    def of(dataset: CrossViewDataset, views: ViewRecipe | None = None) -> PairRows:
         """Return the pairs of a query with its positive.
+
+        Args:
+            dataset: Tables.
+            views: What is shown of them; by default whole references and panoramas.
 
         Raises:
             DatasetError: If no query has a positive.
@@ -137,25 +170,48 @@ class PairRows:
             raise DatasetError("no query of this split is covered by a reference; there is nothing to train on")
         reference_row = positive["reference_row"].to_numpy().astype(np.int64)
         side_px = dataset.references["size"].to_numpy()[reference_row]
+        gsd_m = dataset.references["gsd_m"].to_numpy()[reference_row]
+        views = views or ViewRecipe()
+        query_row = positive["query_row"].to_numpy().astype(np.int64)
+        heading_deg, camera_P33 = np.zeros(len(query_row), np.float32), None
+        if views.query == "pinhole":
+            heading = dataset.queries["heading_deg"].to_numpy()[query_row]
+            heading_deg = np.nan_to_num(heading.astype(np.float64)).astype(np.float32)
+            camera_P33 = intrinsics(dataset.queries, *views.query_size_px)[query_row].astype(np.float32)
+        place = np.stack([positive[axis].to_numpy() / side_px for axis in "uv"], 1)
         return PairRows(
-            query_row=positive["query_row"].to_numpy().astype(np.int64),
+            query_row=query_row,
             reference_row=reference_row,
-            uv=np.stack([positive[axis].to_numpy() / side_px for axis in "uv"], 1).astype(np.float32),
+            uv=((place - 0.5) / views.reference_crop + 0.5).astype(np.float32),
+            side_m=(side_px * gsd_m * views.reference_crop).astype(np.float32),
             covering=dataset.covering(),
+            heading_deg=heading_deg,
+            camera_P33=camera_P33,
         )
 
-    def batch(
-        self, pairs: NDArray[np.int64], query: Tensor, reference: Tensor, *, ignore_semi_positives: bool
-    ) -> Batch:
-        """Return the batch of some pairs, given the views of both sides."""
-        query_row, reference_row = self.query_row[pairs], self.reference_row[pairs]
+    def rows(self, kind: str) -> NDArray[np.int64]:
+        """Return the row of each pair's ``query`` or ``reference``."""
+        return self.reference_row if kind == "reference" else self.query_row
+
+    def batch(self, pairs: NDArray[np.int64], images: Mapping[str, Tensor], *, ignore_semi_positives: bool) -> Batch:
+        """Return the batch of some pairs.
+
+        Args:
+            pairs: Which.
+            images: Views of each side, by field of the batch.
+            ignore_semi_positives: Fill ``ignore``.
+        """
+        side_px = images["reference"].shape[-1]
+        heading_deg = torch.from_numpy(self.heading_deg[pairs])
         return Batch(
-            query=query,
-            reference=reference,
-            uv=torch.from_numpy(self.uv[pairs] * reference.shape[-1]),
-            heading_deg=torch.zeros(len(pairs)),
-            query_row=torch.from_numpy(query_row),
-            reference_row=torch.from_numpy(reference_row),
+            **images,
+            uv=torch.from_numpy(self.uv[pairs] * side_px),
+            heading_deg=heading_deg,
+            heading_prior_deg=torch.stack([heading_deg, torch.zeros_like(heading_deg)], 1),
+            camera_B33=None if self.camera_P33 is None else torch.from_numpy(self.camera_P33[pairs]),
+            gsd_m=torch.from_numpy(self.side_m[pairs] / side_px),
+            query_row=torch.from_numpy(self.query_row[pairs]),
+            reference_row=torch.from_numpy(self.reference_row[pairs]),
             ignore=torch.from_numpy(self._semi_positives(pairs)) if ignore_semi_positives else None,
         )
 
@@ -168,28 +224,31 @@ class PairRows:
         return semi_BB
 
 
-class PairViews(Dataset[tuple[Tensor, Tensor]]):
-    """Both views of each training pair, decoded on request."""
+class PairViews(Dataset[tuple[Tensor, ...]]):
+    """All views of each training pair, decoded on request.
 
-    def __init__(self, pairs: PairRows, query: Views, reference: Views) -> None:
-        self.pairs, self.query, self.reference = pairs, query, reference
+    Args:
+        pairs: The pairs.
+        sides: Views of each side.
+    """
+
+    def __init__(self, pairs: PairRows, *sides: Views) -> None:
+        self.pairs, self.sides = pairs, sides
+        self._rows = [pairs.rows(side.kind) for side in sides]
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     @property
     def sizes(self) -> tuple[tuple[int, int], ...]:
-        """Height and width of query and reference."""
-        return (self.query.shape[1:], self.reference.shape[1:])
+        """Height and width of each view of a pair."""
+        return tuple(side.shape[1:] for side in self.sides)
 
     def write(self, index: int, outs: Sequence[Pixels]) -> None:
-        """Write the two views of a pair to ``outs``, each (H, W, 3); raises like `Views.write`."""
-        self.query.write(int(self.pairs.query_row[index]), outs[:1])
-        self.reference.write(int(self.pairs.reference_row[index]), outs[1:])
+        """Write the views of a pair to ``outs``, each (H, W, 3); raises like `Views.write`."""
+        for side, rows, out in zip(self.sides, self._rows, outs, strict=True):
+            side.write(int(rows[index]), [out])
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """Return the two views of a pair, each uint8 (3, H, W); raises like `Views.write`."""
-        return (
-            self.query[int(self.pairs.query_row[index])],
-            self.reference[int(self.pairs.reference_row[index])],
-        )
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+        """Return the views of a pair, each uint8 (3, H, W); raises like `Views.write`."""
+        return tuple(side[int(rows[index])] for side, rows in zip(self.sides, self._rows, strict=True))

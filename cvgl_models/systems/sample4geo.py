@@ -12,11 +12,11 @@ from cvgl_models.embedding import DualEncoder
 from cvgl_models.losses import SymmetricInfoNCE
 from cvgl_models.recipe import ModelRecipe
 from cvgl_models.semi_positives import info_nce
-from cvgl_models.systems import LossTerms, SystemModule
+from cvgl_models.systems import Embedded, LossTerms, RetrievalModule
 from cvgl_models.transforms import Batch
 
 
-class Sample4Geo(SystemModule):
+class Sample4Geo(RetrievalModule):
     """The system as a module.
 
     Args:
@@ -28,13 +28,9 @@ class Sample4Geo(SystemModule):
         self.encoder = DualEncoder(recipe.encoder, recipe.views)
         self.loss = SymmetricInfoNCE(recipe.optim.label_smoothing)
 
-    def training_step(self, batch: Batch) -> LossTerms:
+    def loss_terms(self, embedded: Embedded, batch: Batch) -> LossTerms:
         """Return the one term ``info_nce``."""
-        return self.loss_terms(self.embed_queries(batch), self.embed_references(batch), batch)
-
-    def loss_terms(self, query_BD: Tensor, reference_BD: Tensor, batch: Batch) -> LossTerms:
-        """Return the one term ``info_nce``."""
-        return {"info_nce": info_nce(self.loss, query_BD, reference_BD, batch.ignore)}
+        return {"info_nce": info_nce(self.loss, embedded["query"], embedded["reference"], batch.ignore)}
 
     def embed_queries(self, batch: Batch) -> Tensor:
         """Return (B, D) L2-normalized embeddings."""

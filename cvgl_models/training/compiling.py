@@ -2,47 +2,51 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import nn
 
-from cvgl_models.systems import SystemModule
-from cvgl_models.transforms import Batch
+from cvgl_models.embedding import Encoder
 
 logger = logging.getLogger(__name__)
 
-_Embed = Callable[[Batch], Tensor]
+_Function = Callable[..., Any]
 
 
-def compile_embeddings(system: SystemModule) -> None:
-    """Compile the two networks of a system; names of weights stay what they are.
+def compile_encoders(system: nn.Module) -> None:
+    """Compile the encoders of a system; names of weights stay what they are.
 
     It happens at the first batch. If it fails, for want of a compiler for instance, the rest is computed without, after
     one warning.
     """
     guard = _Guard()
-    for name in ("embed_queries", "embed_references"):
-        plain: _Embed = getattr(system, name)
-        setattr(system, name, guard.wrap(torch.compile(plain), plain))
+    for module in system.modules():
+        if isinstance(module, Encoder):
+            for name in ("forward", "with_map"):
+                plain: _Function = getattr(module, name)
+                setattr(module, name, guard.wrap(torch.compile(plain), plain))
 
 
 class _Guard:
-    """Falls back for both networks and warns once."""
+    """Falls back for all of them and warns once."""
 
     def __init__(self) -> None:
         self.failed = False
 
-    def wrap(self, compiled: _Embed, plain: _Embed) -> _Embed:
-        def embed(batch: Batch) -> Tensor:
+    def wrap(self, compiled: _Function, plain: _Function) -> _Function:
+        @functools.wraps(plain)
+        def compute(*args: Any) -> Any:
             if not self.failed:
                 try:
-                    return compiled(batch)
+                    return compiled(*args)
                 except torch._dynamo.exc.TorchDynamoException as error:
                     self.failed = True
                     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
                     logger.warning("the network cannot be compiled and runs uncompiled: %s", reason)
-            return plain(batch)
+            return plain(*args)
 
-        return embed
+        return compute

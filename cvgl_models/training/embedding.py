@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cvgl_models.systems import SystemModule
+from cvgl_models.systems import RetrievalModule
 from cvgl_models.training.feed import Images
 from cvgl_models.training.ranks import Ranks
 from cvgl_models.transforms import Batch
@@ -28,23 +28,21 @@ def autocast(precision: str, device: torch.device) -> contextlib.AbstractContext
 
 @torch.inference_mode()
 def embed_views(
-    system: SystemModule, side: str, batches: Iterator[Tensor], precision: str, device: torch.device
+    system: RetrievalModule, side: str, batches: Iterable[Batch], precision: str, device: torch.device
 ) -> Tensor:
-    """Return the float32 embeddings (N, D), on the CPU, of views (uint8 batches) of one side."""
+    """Return the float32 embeddings (N, D), on the CPU, of batches of queries or of references."""
     system.eval()
+    embed = system.embed_queries if side == "query" else system.embed_references
     parts = []
-    for images in batches:
+    for batch in batches:
         with autocast(precision, device):
-            if side == "query":
-                part = system.embed_queries(Batch(query=images).to(device))
-            else:
-                part = system.embed_references(Batch(reference=images).to(device))
+            part = embed(batch.to(device))
         parts.append(part.float().cpu())
     return torch.cat(parts)
 
 
 def embed_together(
-    system: SystemModule,
+    system: RetrievalModule,
     images: Images,
     side: str,
     index_N: NDArray[np.int64],

@@ -8,10 +8,10 @@ import functools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,19 +21,23 @@ from torch import Tensor
 from cvgl_data.dataset import CrossViewDataset
 from cvgl_data.errors import DatasetError
 from cvgl_data.types import Progress
-from cvgl_models.batches import PairLoader, PairRows
+from cvgl_models.batches import PairLoader, PairRows, PairViews, Views
 from cvgl_models.checkpoint import BEST, last_checkpoint, load_checkpoint, save_checkpoint, save_weights
+from cvgl_models.localization.sampling import SeparatedSampler
 from cvgl_models.recipe import ModelRecipe
 from cvgl_models.samplers import DistanceMapSampler, deal
 from cvgl_models.semi_positives import SemiPositives
-from cvgl_models.systems import SystemModule, create_system
-from cvgl_models.training.compiling import compile_embeddings
+from cvgl_models.systems import RetrievalModule, SystemModule, create_system, query_views
+from cvgl_models.training.compiling import compile_encoders
 from cvgl_models.training.embedding import autocast, embed_together
 from cvgl_models.training.feed import Images
 from cvgl_models.training.gradients import backward, total
+from cvgl_models.training.localizing import PoseValidator, own_sampler, told
 from cvgl_models.training.logs import RunLog, check_loggers
+from cvgl_models.training.measured import Measured
 from cvgl_models.training.mining import Miner
 from cvgl_models.training.optimizer import WeightAverage, create_optimizer, learning_rate
+from cvgl_models.training.picturing import Pictured
 from cvgl_models.training.preparing import (
     check_normalization,
     init_aggregators,
@@ -41,12 +45,11 @@ from cvgl_models.training.preparing import (
     synchronized,
 )
 from cvgl_models.training.ranks import Ranks
+from cvgl_models.training.steps import Step, seed_of, timed
 from cvgl_models.training.validation import Validator
 from cvgl_models.transforms import Augment, Batch
 
 logger = logging.getLogger(__name__)
-
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,9 +90,9 @@ class Trainer:
         check_loggers(recipe)
         self.training = dataset.select("train")
         self.validation = dataset.select("validation")
-        self.pairs = PairRows.of(self.training)
+        self.pairs = PairRows.of(self.training, recipe.views)
         self.semi_positives = SemiPositives(self.training, device)
-        self.sampler = DistanceMapSampler(
+        self.sampler: DistanceMapSampler | SeparatedSampler = DistanceMapSampler(
             self.pairs.reference_row,
             self._nearest_on_the_ground(),
             recipe.sampler,
@@ -105,12 +108,13 @@ class Trainer:
             lay_out_contiguously(self.system)
         self.average = WeightAverage(self.system, recipe.optim.ema_decay) if recipe.optim.ema_decay else None
         if recipe.optim.compile:
-            compile_embeddings(self.system)
+            compile_encoders(self.system)
         self.optimizer = create_optimizer(self.system, recipe.optim, device)
         self.scaler = torch.amp.GradScaler(device.type, init_scale=1024.0, enabled=recipe.optim.precision == "fp16")
+        self.sampler = own_sampler(self.system, self.training, self.pairs, recipe) or self.sampler
         self.steps_per_epoch = len(self.sampler)
         self.total_steps = recipe.optim.epochs * self.steps_per_epoch
-        self.state: dict[str, Any] = {"step": 0, "best": [-1.0, -1.0], "worse": 0, "neighbors": None}
+        self.state: dict[str, Any] = {"step": 0, "best": [-math.inf, -math.inf], "worse": 0, "neighbors": None}
 
     def resume(self) -> None:
         """Go on from the last checkpoint of the run folder, if there is one."""
@@ -130,17 +134,17 @@ class Trainer:
         first, stop = self.state["step"], False
         if self._is_finished() or self.ranks.any(limits.met(first, started)):
             return
-        images = Images(self.training, self.recipe)
-        self.progress.stage("decode", len(images.query) + len(images.reference))
-        loader = PairLoader(
-            self.pairs, images.query, images.reference, self.recipe.loader, self.device, progress=self.progress.advance
-        )
+        sides = ("query", "reference", *(["bev"] if self.recipe.views.bev_px else []))
+        views = [Views(self.training, side, self.recipe.views) for side in sides]
+        self.progress.stage("decode", sum(map(len, views)))
+        loader = PairLoader(self.pairs, views, self.recipe.loader, self.device, progress=self.progress.advance)
+        images = Images(self.training, self.recipe, query_views(self.system), is_training=True)
         if not first:
             init_aggregators(self.system, images, self.device)
             self.ranks.share_weights(self.system)
             if self.average is not None:
                 self.average.system.load_state_dict(self.system.state_dict())
-        validator = Validator(self.validation, self.recipe)
+        validator, pictured = self._validator(), Pictured(PairViews(self.pairs, *views), self.run_folder)
         logger.info("%s", self.sampler.coverage(first // self.steps_per_epoch))
         self.progress.stage("train", self.total_steps)
         self.progress.advance(first)
@@ -150,29 +154,33 @@ class Trainer:
             while not stop and not self._is_finished():
                 epoch, position = divmod(self.state["step"], self.steps_per_epoch)
                 self._mine(images, epoch)
-                waiting: _Step | None = None  # its values are read while the next step is computed
+                self.system.begin_epoch(epoch)
+                waiting: Step | None = None  # its values are read while the next step is computed
                 order = self.sampler.epoch(epoch)[position:]
-                for batch, wait_s in _timed(loader.batches(order, self.ranks.rank, self.ranks.count)):
+                for batch, wait_s in timed(loader.batches(order, self.ranks.rank, self.ranks.count)):
                     before, waiting = waiting, self._step(batch, wait_s, started)
                     report(before)
                     if self.state["step"] % self.steps_per_epoch == 0 and self._is_validated(epoch):
                         report(waiting)
                         waiting = None
                         self._validate(validator, log)
+                        if self.ranks.is_first:
+                            pictured.draw(self._judged(), epoch, self.device)
                     stop = self.ranks.any(limits.met(self.state["step"], started))
                     if stop:
                         break
                 report(waiting)
                 self._save(log)
 
-    def _step(self, batch: Batch, wait_s: float, started: float) -> _Step:
+    def _step(self, batch: Batch, wait_s: float, started: float) -> Step:
         optim, step, begun = self.recipe.optim, self.state["step"], time.monotonic()
         own = (self.ranks.rank,) if self.ranks.count > 1 else ()
-        generator = torch.Generator().manual_seed(_seed(self.recipe.seed, step, *((0, *own) if own else ())))
-        torch.manual_seed(_seed(self.recipe.seed, step, 1, *own))  # dropout; spares a saved generator state
+        generator = torch.Generator().manual_seed(seed_of(self.recipe.seed, step, *((0, *own) if own else ())))
+        torch.manual_seed(seed_of(self.recipe.seed, step, 1, *own))  # dropout; spares a saved generator state
         # one layout wherever images come from, because the last bits of the augmentation depend on it
-        batch = dataclasses.replace(batch, query=batch.query.contiguous(), reference=batch.reference.contiguous())
-        batch = self.augment(batch.to(self.device), generator)
+        images = {name: getattr(batch, name).contiguous() for name in ("query", "reference", "bev")}
+        batch = dataclasses.replace(batch, **images)
+        batch = told(self.system, self.augment(batch.to(self.device), generator))
         if self.recipe.sampler.semi_positive_policy != "negative":
             rows = self.ranks.gather(batch.query_row), self.ranks.gather(batch.reference_row)
             batch = dataclasses.replace(batch, ignore=self.semi_positives.for_loss(*rows, self.recipe.sampler))
@@ -198,7 +206,7 @@ class Trainer:
         self.state["step"] = step + 1
         now = time.monotonic()
         taken_s = max(now - begun + wait_s, 1e-9)
-        return _Step(
+        return Step(
             {"step": step + 1, "epoch": step // self.steps_per_epoch},
             ("loss", *terms, "grad_norm"),
             torch.stack([total(terms), *(term.float() for term in terms.values()), norm.float()]),
@@ -211,7 +219,7 @@ class Trainer:
         )
 
     def _report(
-        self, log: RunLog | None, on_step: Callable[[dict[str, float]], None] | None, done: _Step | None
+        self, log: RunLog | None, on_step: Callable[[dict[str, float]], None] | None, done: Step | None
     ) -> None:
         if done is None:
             return
@@ -228,10 +236,11 @@ class Trainer:
         if on_step is not None:
             on_step(values)
 
-    def _validate(self, validator: Validator, log: RunLog | None) -> None:
+    def _validate(self, validator: Validator | PoseValidator, log: RunLog | None) -> None:
         """Measure and keep the present weights unless earlier ones did better; the later of two equals stays."""
         step = self.state["step"]
-        measured = list(self.ranks.of_first(validator.measure(self._embed)))
+        found = self.ranks.of_first(self._measured(validator))
+        measured = list(found.score)
         better = measured > self.state["best"] or math.isnan(measured[0])
         self.state["worse"] = 0 if better else self.state["worse"] + 1
         if not measured < self.state["best"]:
@@ -239,7 +248,18 @@ class Trainer:
             if self.ranks.is_first:
                 save_weights(self.run_folder / BEST, self._judged(), {"step": str(step)})
         if log is not None:
-            log.write({"step": step, "validation_recall_at_1": measured[0], "validation_recall_at_10": measured[1]})
+            log.write({"step": step, **found.values})
+
+    def _validator(self) -> Validator | PoseValidator:
+        if self.system.task == "localization":
+            return PoseValidator(self.validation, self.recipe, self.system, self.device)
+        return Validator(self.validation, self.recipe, query_views(self.system))
+
+    def _measured(self, validator: Validator | PoseValidator) -> Measured:
+        if isinstance(validator, PoseValidator):
+            return validator.measure(self._judged())
+        recall = validator.measure(self._embed)
+        return Measured(recall, {"validation_recall_at_1": recall[0], "validation_recall_at_10": recall[1]})
 
     def _mine(self, images: Images, epoch: int) -> None:
         """Take the neighbors of the epoch, found anew when it is their turn."""
@@ -251,8 +271,9 @@ class Trainer:
         self.sampler.set_neighbors(self.miner.neighbors(found))
 
     def _embed(self, images: Images, side: str, index_N: NDArray[np.int64]) -> Tensor:
-        precision = self.recipe.optim.precision
-        return embed_together(self._judged(), images, side, index_N, precision, self.device, self.ranks)
+        precision, judged = self.recipe.optim.precision, self._judged()
+        assert isinstance(judged, RetrievalModule)
+        return embed_together(judged, images, side, index_N, precision, self.device, self.ranks)
 
     def _judged(self) -> SystemModule:
         """Return the weights that are validated and kept."""
@@ -277,42 +298,3 @@ class Trainer:
         log.flush()
         state = {**self.state, "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
         save_checkpoint(self.run_folder, self.system, state, self.average.system if self.average else None)
-
-
-class _Step:
-    """What is logged of a step; the accelerator is not waited for before the values are asked for."""
-
-    def __init__(
-        self, place: dict[str, int], names: tuple[str, ...], measured_N: Tensor, more: dict[str, float]
-    ) -> None:
-        self.place, self._names, self._more = place, names, more
-        self._measured_N, self._ready = measured_N.detach(), None
-        if measured_N.is_cuda:
-            on_host = torch.empty(measured_N.shape, pin_memory=True)
-            self._measured_N = on_host.copy_(self._measured_N, non_blocking=True)
-            self._ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._ready.record()
-
-    def values(self) -> dict[str, float]:
-        """Return all values by name."""
-        if self._ready is not None:
-            self._ready.synchronize()
-        return {**self.place, **dict(zip(self._names, self._measured_N.tolist(), strict=True)), **self._more}
-
-
-def _timed(items: Iterable[Item]) -> Iterator[tuple[Item, float]]:
-    """Yield each item with the seconds it had to be waited for."""
-    iterator = iter(items)
-    while True:
-        begun = time.monotonic()
-        try:
-            item = next(iterator)
-        except StopIteration:
-            return
-        yield item, time.monotonic() - begun
-        del item  # a loader may use its buffers again
-
-
-def _seed(*values: int) -> int:
-    """Return one well-mixed seed for a tuple of numbers."""
-    return int(np.random.SeedSequence(values).generate_state(1, np.uint64)[0] >> np.uint64(1))

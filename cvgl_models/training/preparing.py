@@ -78,7 +78,7 @@ def _shown(images: Images, sides: list[str], device: torch.device) -> Iterator[T
     """Yield some views of each side in turn, evenly spaced, as float in [0, 1]."""
     streams = []
     for side in sides:
-        count = len(images.query if side == "query" else images.reference)
+        count = images.count(side)
         streams.append(images.stream(side, np.unique(np.linspace(0, count - 1, _IMAGES_SEEN).astype(np.int64))))
-    for views in zip(*streams, strict=False):
-        yield from (view.to(device).float() / 255 for view in views)
+    for batches in zip(*streams, strict=False):
+        yield from (getattr(batch.to(device), side) for batch, side in zip(batches, sides, strict=True))

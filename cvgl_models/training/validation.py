@@ -27,9 +27,12 @@ class Validator:
     Args:
         dataset: The split.
         recipe: ``validation``, ``views`` and ``loader`` are read.
+        query_views: Fields of a batch that queries are embedded from.
     """
 
-    def __init__(self, dataset: CrossViewDataset, recipe: ModelRecipe) -> None:
+    def __init__(
+        self, dataset: CrossViewDataset, recipe: ModelRecipe, query_views: tuple[str, ...] = ("query",)
+    ) -> None:
         positives = dataset.positives()
         rows = np.flatnonzero(positives >= 0)
         if len(rows) > recipe.validation.max_queries:
@@ -37,14 +40,13 @@ class Validator:
         if not len(rows):
             logger.warning("there are no validation queries; the last weights count as the best")
         self.positives_Q = positives[rows]
-        self.images = Images(dataset, recipe, query_rows=rows, keep=True) if len(rows) else None
+        self.images = Images(dataset, recipe, query_views, query_rows=rows, keep=True) if len(rows) else None
 
     def measure(self, embed: Embed) -> tuple[float, float]:
         """Return recall at 1 and at 10, NaN without queries."""
         if self.images is None:
             return float("nan"), float("nan")
-        query_QD, reference_RD = (
-            embed(self.images, side.side, np.arange(len(side))) for side in (self.images.query, self.images.reference)
-        )
+        images = self.images
+        query_QD, reference_RD = (embed(images, side, np.arange(images.count(side))) for side in ("query", "reference"))
         found = rank_of_positives(query_QD, reference_RD, self.positives_Q)
         return recall_at_k(found, 1), recall_at_k(found, 10)

@@ -1,7 +1,7 @@
 """The retrieval systems on the simulated world, several seeds each: the table "Systems" of docs/results.md.
 
 Run: make demo
-     python benchmarks/systems.py --data demo/data [--only auxgeo epbev safa] [--seeds 3] [--jobs 2]
+     python benchmarks/systems.py --data demo/data [--only auxgeo epbev safa top-views] [--seeds 3] [--jobs 2]
 Every row is `cvgl-train run` of a smoke recipe with the overrides below, then `cvgl-train evaluate` on a test area
 where nothing was trained: that of --data, or of another dataset, --test. The recipes were chosen by looking at the test
 area of the demo; that of the recipe `simulated` was not looked at. What is finished is not done again.
@@ -27,6 +27,10 @@ ROWS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
         "auxgeo without BIM": ("auxgeo-smoke", NO_BEV),
         "auxgeo without PCM": ("auxgeo-smoke", ("options.pcm=false",)),
         "auxgeo": ("auxgeo-smoke", ()),
+    },
+    "top-views": {
+        "sample4geo on top views": ("sample4geo-smoke", ()),
+        "cvcities on top views": ("cvcities-smoke", ()),
     },
     "epbev": {"epbev": ("epbev-smoke", ())},
     "safa": {

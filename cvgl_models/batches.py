@@ -8,7 +8,7 @@ Shapes: N images, B pairs, H and W of the view. Views are uint8 (N, 3, H, W) unt
 
 from __future__ import annotations
 
-from cvgl_models.loading.decoding import decode, query_view, reference_view, view_of
+from cvgl_models.loading.decoding import decode, view_of
 from cvgl_models.loading.loaders import PairLoader, Progress, data_loader, in_memory, load_views, rank_share
 from cvgl_models.loading.resized import open_for_views
 from cvgl_models.loading.views import PairRows, PairViews, UndecodableError, Views, fits_in_memory
@@ -26,8 +26,6 @@ __all__ = [
     "in_memory",
     "load_views",
     "open_for_views",
-    "query_view",
     "rank_share",
-    "reference_view",
     "view_of",
 ]

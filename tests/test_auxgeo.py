@@ -201,9 +201,8 @@ def test_wrong_recipes(overrides, bev_px, message):
 
 def test_a_map_of_another_space_is_refused():
     resolved = load_recipe("auxgeo-smoke", [*SMALL, "views.bev_px=32"])
-    resolved = dataclasses.replace(
-        resolved, encoder=dataclasses.replace(resolved.encoder, aggregator="convap", aggregator_options={"out_channels": 7})
-    )
+    head = {"aggregator": "convap", "aggregator_options": {"out_channels": 7}}
+    resolved = dataclasses.replace(resolved, encoder=dataclasses.replace(resolved.encoder, **head))
     with pytest.raises(RecipeError, match=r'set encoder\.aggregator to "average"'):
         create_system(resolved).training_step(some_pairs(resolved))
 

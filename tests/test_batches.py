@@ -15,8 +15,6 @@ from cvgl_models.batches import (
     decode,
     fits_in_memory,
     in_memory,
-    query_view,
-    reference_view,
     view_of,
 )
 from cvgl_models.geometry import bev_from_panorama
@@ -61,8 +59,8 @@ def test_broken_images(image):
         decode(image)
 
 
-def test_reference_view():
-    view = reference_view(encode(smooth_image(64, 64)), 32)
+def test_view_of_a_reference():
+    view = view_of(encode(smooth_image(64, 64)), "reference", ViewRecipe(reference_px=32))
     assert view.shape == (3, 32, 32)
     assert view.dtype == torch.uint8
     np.testing.assert_allclose(
@@ -74,23 +72,25 @@ def test_reference_view():
 @pytest.mark.parametrize("views", [PANORAMA, BEV])
 def test_queries_are_rolled_to_north(heading_deg, views):
     place = (2**25 + 100.0, 2**25 + 60.0)
-    north = query_view(encode(render_panorama(*place, 128)), views)
-    turned = query_view(encode(render_panorama(*place, 128, heading_deg)), views, heading_deg)
+    north = view_of(encode(render_panorama(*place, 128)), "query", views)
+    turned = view_of(encode(render_panorama(*place, 128, heading_deg)), "query", views, heading_deg)
     assert turned.shape == (3, *views.query_size_px)
     assert (turned.float() - north.float()).abs().mean() < 2.0
-    assert (query_view(encode(render_panorama(*place, 128, 90.0)), views).float() - north.float()).abs().mean() > 10
+    assert (
+        view_of(encode(render_panorama(*place, 128, 90.0)), "query", views).float() - north.float()
+    ).abs().mean() > 10
 
 
 def test_bev_view_is_the_top_view():
     image = encode(render_panorama(2**25 + 50.0, 2**25 + 50.0, 128))
     pano = torch.from_numpy(decode(image).copy()).permute(2, 0, 1)[None].float()
     expected = bev_from_panorama(pano, 16, 40 / 16, 2.5, oversample=4)[0]
-    torch.testing.assert_close(query_view(image, BEV).float(), expected, atol=0.51, rtol=0)
+    torch.testing.assert_close(view_of(image, "query", BEV).float(), expected, atol=0.51, rtol=0)
 
 
 def test_bev_of_what_is_no_panorama():
     with pytest.raises(ValueError, match="twice as wide"):
-        query_view(encode(smooth_image(64, 64)), BEV)
+        view_of(encode(smooth_image(64, 64)), "query", BEV)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -19,7 +19,7 @@ from cvgl_data.errors import DatasetError
 from cvgl_data.recipe import DatasetRecipe, PackRecipe, SplitRecipe
 from cvgl_models.batches import PairLoader, PairRows, PairViews, Views, data_loader, open_for_views, rank_share
 from cvgl_models.loading.ahead import Ahead
-from cvgl_models.loading.decoding import decode, query_view, reference_view
+from cvgl_models.loading.decoding import decode, view_of
 from cvgl_models.loading.on_device import DeviceDecoder
 from cvgl_models.loading.workers import Pool
 from cvgl_models.recipe import LoaderRecipe, ViewRecipe
@@ -81,7 +81,7 @@ def test_the_same_batches_from_memory_from_workers_and_from_this_process(toy):
         loader.close()
     assert equal(found[0], found[1])
     assert equal(found[0], found[2])
-    expected = query_view(toy.images[toy.queries["query_id"][found[0][0][0][3]].as_py()], VIEWS)
+    expected = view_of(toy.images[toy.queries["query_id"][found[0][0][0][3]].as_py()], "query", VIEWS)
     assert torch.equal(found[0][0][2][3], expected)
 
 
@@ -161,7 +161,7 @@ def test_a_broken_image_ends_the_run_or_makes_room(toy, recipe, caplog):
         p for step in range(1, len(pairs)) if pairs.reference_row[p := (gone + step) % len(pairs)] not in taken
     )
     assert rows[2] == pairs.query_row[following]
-    assert torch.equal(found[0][2][2], query_view(toy.images[toy.queries["query_id"][rows[2]].as_py()], VIEWS))
+    assert torch.equal(found[0][2][2], view_of(toy.images[toy.queries["query_id"][rows[2]].as_py()], "query", VIEWS))
     assert list(loader.left_out) == [gone]
     assert loader.num_skipped == sum(gone in batch for batch in batches)
     assert "is left out" in caplog.text
@@ -237,7 +237,7 @@ def test_decode_writes_where_it_is_told(toy):
 @pytest.mark.parametrize("size", [(40, 40), (30, 30), (33, 33)])
 def test_resizing_is_antialiased(toy, size):
     image = jpeg(toy.images[toy.references["reference_id"][0].as_py()], size)
-    view = reference_view(image, 32)
+    view = view_of(image, "reference", ViewRecipe(reference_px=32))
     pixels = torch.from_numpy(decode(image, 32, 32).copy()).permute(2, 0, 1)[None].float()
     expected = torch.nn.functional.interpolate(pixels, (32, 32), mode="bilinear", antialias=True, align_corners=False)
     assert (view.float() - expected[0]).abs().max() <= 1.01

@@ -8,6 +8,7 @@ from cvgl_models.geometry.bev import (
     matched_meters_per_px,
     meters_per_px_from_fov,
 )
+from cvgl_models.geometry.homography import homography_from_corners
 from cvgl_models.geometry.polar import polar_transform
 from cvgl_models.geometry.tps import ThinPlateSpline, control_points, thin_plate_spline
 
@@ -18,6 +19,7 @@ __all__ = [
     "bev_mask",
     "control_points",
     "fov_deg_from_side",
+    "homography_from_corners",
     "matched_meters_per_px",
     "meters_per_px_from_fov",
     "polar_transform",

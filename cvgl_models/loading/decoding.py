@@ -151,16 +151,6 @@ def view_of(image: Encoded, side: str, views: ViewRecipe, heading_deg: float = 0
     return torch.from_numpy(out).permute(2, 0, 1).contiguous()
 
 
-def query_view(image: Encoded, views: ViewRecipe, heading_deg: float = 0.0) -> Tensor:
-    """Return `view_of` a query."""
-    return view_of(image, "query", views, heading_deg)
-
-
-def reference_view(image: Encoded, side: int) -> Tensor:
-    """Return `view_of` a reference."""
-    return view_of(image, "reference", ViewRecipe(reference_px=side))
-
-
 def write_view(
     image: Encoded,
     side: str,

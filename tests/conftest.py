@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import logging
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,16 @@ def _only_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
     # uvloop opens its connections in C, where nothing can be checked.
     monkeypatch.setattr(uvloop, "new_event_loop", asyncio.new_event_loop)
     monkeypatch.setattr(socket, "getaddrinfo", _getaddrinfo_loopback)
+
+
+@pytest.fixture(autouse=True)
+def _own_logging() -> Iterator[None]:
+    """A command that runs inside a test configures logging for good; the next test begins as the first one did."""
+    root = logging.getLogger()
+    level, handlers = root.level, root.handlers[:]
+    yield
+    root.setLevel(level)
+    root.handlers[:] = handlers
 
 
 @pytest.fixture(autouse=True)

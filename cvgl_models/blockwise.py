@@ -1,29 +1,27 @@
 """All scores of queries and references, a block at a time, on the CPU: the best of each row, and how many pass a mark.
 
-The time is that of the matrix product. Each thread has queries of its own, and computes and looks through their scores
-alone, so none waits for another. It looks at slices that fit a core's cache; most need one comparison and no more.
+The time is that of the matrix product. What is done with the scores is done on slices that fit a core's cache, by as
+many threads as the product has (NumPy lets them run side by side); of most slices nothing but a comparison is needed.
 
 Shapes: Q queries, R references, D embedding, K results, q rows and r columns of a slice, P pairs. All values finite.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
 QUERY_BLOCK = 1024
-REFERENCE_BLOCK = 4096
-"""A block of scores takes 16 MiB for each thread."""
+REFERENCE_BLOCK = 16384
+"""A block of scores takes 64 MiB."""
 _SLICE_BYTES = 1 << 20
 _FOLDS = 16
 """The best of as many columns each tell what a score must reach to be among the best of a block."""
@@ -40,21 +38,12 @@ class Marks(NamedTuple):
     """In ascending order."""
     ignored_reference_P: Ints
 
-    def of(self, rows: Ints) -> Marks:
-        """Return the marks of some queries, which are then counted from 0."""
-        start, stop = (np.searchsorted(self.ignored_query_P, rows, side=side) for side in ("left", "right"))
-        counts = stop - start
-        at = np.repeat(start - np.concatenate([[0], counts.cumsum()[:-1]]), counts) + np.arange(counts.sum())
-        query_P = np.repeat(np.arange(len(rows)), counts)
-        return Marks(self.low_Q[rows], self.high_Q[rows], query_P, self.ignored_reference_P[at])
-
 
 @dataclass(slots=True)
 class Found:
     """What was found for one block of queries."""
 
-    rows: Ints
-    """Which they are."""
+    rows: slice
     where_qk: Ints
     """Best references, best first, the first of equals first; -1 where there are fewer than K."""
     best_qk: Floats
@@ -74,7 +63,7 @@ def scan(
     reference_block: int = REFERENCE_BLOCK,
     threads: int = 1,
 ) -> Iterator[Found]:
-    """Yield what is found for each block of queries.
+    """Yield what is found for each block of queries, in order.
 
     Args:
         query_QD: Embeddings.
@@ -83,87 +72,40 @@ def scan(
         marks: What to count; None for nothing.
         query_block: Queries compared at a time.
         reference_block: References compared at a time.
-        threads: How many blocks are computed side by side.
+        threads: Threads that look at the scores.
     """
-    query_block = max(1, min(query_block, -(-len(query_QD) // threads)))
-    # Queries alike in how many references will pass their marks share a slice, and what it costs.
-    order = np.argsort(-marks.low_Q, kind="stable") if marks is not None else np.arange(len(query_QD))
-    blocks = [order[start : start + query_block] for start in range(0, len(order), query_block)]
+    query_block, reference_block = min(query_block, len(query_QD)), min(reference_block, len(reference_RD))
+    memory = np.empty(query_block * reference_block, np.float32)
+    with ThreadPoolExecutor(threads) as pool:
+        for start in range(0, len(query_QD), query_block or 1):
+            rows = slice(start, min(start + query_block, len(query_QD)))
+            num_rows = rows.stop - start
+            found = Found(
+                rows,
+                np.full((num_rows, k), -1, np.int64),
+                np.full((num_rows, k), -np.inf, np.float32),
+                np.zeros(num_rows, np.int64),
+            )
+            for left in range(0, len(reference_RD), reference_block):
+                columns = slice(left, min(left + reference_block, len(reference_RD)))
+                score_qr = memory[: num_rows * (columns.stop - left)].reshape(num_rows, -1)
+                np.matmul(query_QD[rows], reference_RD[columns].T, out=score_qr)
+                step = max(1, _SLICE_BYTES // (4 * score_qr.shape[1]))
+                slices = [slice(top, min(top + step, num_rows)) for top in range(0, num_rows, step)]
 
-    def scan_block(rows: Ints) -> Found:
-        return _scan_block(query_QD[rows], rows, reference_RD, k, marks, min(reference_block, len(reference_RD)))
+                def look(
+                    part: slice, score_qr: Floats = score_qr, left: int = left, found: Found = found
+                ) -> tuple[_Hits, _Hits]:
+                    near = _count(score_qr[part], part, left, found, marks) if marks is not None else _NOTHING
+                    return near, _candidates(score_qr[part], part, found, k) if k else _NOTHING
 
-    # the number of threads of a product is that of the thread which asks for it
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        waiting = deque(pool.submit(scan_block, rows) for rows in blocks[: 2 * threads])
-        for rows in [*blocks[2 * threads :], *([None] * len(waiting))]:
-            found = waiting.popleft().result()
-            if rows is not None:
-                waiting.append(pool.submit(scan_block, rows))
+                hits = list(pool.map(look, slices))
+                for near, _ in hits:
+                    if len(near.row):
+                        found.near.append((near.row + start, near.column + left))
+                if k:
+                    _merge([better for _, better in hits if len(better.row)], left, found, k)
             yield found
-
-
-def _scan_block(
-    query_qD: Floats, rows: Ints, reference_RD: Floats, k: int, marks: Marks | None, reference_block: int
-) -> Found:
-    num_rows = len(rows)
-    found = Found(
-        rows,
-        np.full((num_rows, k), -1, np.int64),
-        np.full((num_rows, k), -np.inf, np.float32),
-        np.zeros(num_rows, np.int64),
-    )
-    own = marks.of(rows) if marks is not None else None
-    memory = np.empty(num_rows * reference_block, np.float32)
-    step = max(1, _SLICE_BYTES // (4 * reference_block))
-    for left in range(0, len(reference_RD), reference_block):
-        columns = slice(left, min(left + reference_block, len(reference_RD)))
-        score_qr = memory[: num_rows * (columns.stop - left)].reshape(num_rows, -1)
-        torch.mm(torch.from_numpy(query_qD), torch.from_numpy(reference_RD[columns]).T, out=torch.from_numpy(score_qr))
-        better = []
-        for top in range(0, num_rows, step):
-            part = slice(top, min(top + step, num_rows))
-            near, candidates = _look(score_qr[part], part, left, found, own, k)
-            if len(near.row):
-                found.near.append((rows[near.row], near.column + left))
-            if len(candidates.row):
-                better.append(candidates)
-        _merge(better, left, found, k)
-    return found
-
-
-def _look(score_qr: Floats, part: slice, left: int, found: Found, marks: Marks | None, k: int) -> tuple[_Hits, _Hits]:
-    """Return the scores of some rows that lie between the marks, and those that may be among the best."""
-    if marks is None:
-        return _NOTHING, _candidates(score_qr, part, found, k) if k else _NOTHING
-    inside = slice(*np.searchsorted(marks.ignored_query_P, (part.start, part.stop)))
-    row, column = marks.ignored_query_P[inside] - part.start, marks.ignored_reference_P[inside] - left
-    here = (column >= 0) & (column < score_qr.shape[1])
-    row, column = row[here], column[here]
-    low_q = marks.low_Q[part]
-    worst_q = found.best_qk[part, -1] if k else np.full(len(low_q), np.inf, np.float32)
-    if np.isfinite(worst_q).all() or not k:
-        marked_qr = score_qr >= np.minimum(low_q, worst_q)[:, None]
-        if np.count_nonzero(marked_qr) <= _SPARSE * len(score_qr):
-            return _sorted_out(_hits(marked_qr, score_qr, part.start), (row, column), part, found, marks, k)
-    kept = score_qr[row, column]
-    score_qr[row, column] = -np.inf
-    near = _count(score_qr, part, found, marks)
-    score_qr[row, column] = kept
-    return near, _candidates(score_qr, part, found, k) if k else _NOTHING
-
-
-def _sorted_out(
-    hits: _Hits, ignored: tuple[Ints, Ints], part: slice, found: Found, marks: Marks, k: int
-) -> tuple[_Hits, _Hits]:
-    """Return what `_look` does, given the few scores that pass the lower of both marks."""
-    candidates = hits.of(hits.score > found.best_qk[hits.row, -1]) if k else _NOTHING
-    row, column = ignored
-    if len(row):
-        hits = hits.of(~np.isin((hits.row << 32) + hits.column, ((row + part.start) << 32) + column))
-    above = hits.score > marks.high_Q[hits.row]
-    found.above_q[part] += np.bincount(hits.row[above] - part.start, minlength=part.stop - part.start)
-    return hits.of(~above & (hits.score >= marks.low_Q[hits.row])), candidates
 
 
 class _Hits(NamedTuple):
@@ -172,10 +114,6 @@ class _Hits(NamedTuple):
     column: Ints
     """Within the block of references."""
     score: Floats
-
-    def of(self, chosen: NDArray[np.bool_]) -> _Hits:
-        """Return some of them."""
-        return _Hits(self.row[chosen], self.column[chosen], self.score[chosen])
 
 
 _NOTHING = _Hits(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
@@ -187,16 +125,33 @@ def _hits(marked_qr: NDArray[np.bool_], score_qr: Floats, top: int) -> _Hits:
     return _Hits(row + top, column, score_qr.reshape(-1)[flat])
 
 
-def _count(score_qr: Floats, part: slice, found: Found, marks: Marks) -> _Hits:
+def _count(score_qr: Floats, part: slice, left: int, found: Found, marks: Marks) -> _Hits:
     """Add to the counts of some rows and return the scores between the marks."""
-    low_q, high_q = marks.low_Q[part], marks.high_Q[part]
-    above_qr = score_qr > high_q[:, None]
-    counts = np.array([np.count_nonzero(line) for line in above_qr])
-    found.above_q[part] += counts
+    top = found.rows.start + part.start
+    bottom = found.rows.start + part.stop
+    first, last = np.searchsorted(marks.ignored_query_P, (top, bottom))
+    row, column = marks.ignored_query_P[first:last] - top, marks.ignored_reference_P[first:last] - left
+    inside = (column >= 0) & (column < score_qr.shape[1])
+    row, column = row[inside], column[inside]
+    kept = score_qr[row, column]
+    score_qr[row, column] = -np.inf
+    low_q, high_q = marks.low_Q[top:bottom], marks.high_Q[top:bottom]
     marked_qr = score_qr >= low_q[:, None]
-    if np.count_nonzero(marked_qr) == counts.sum():
-        return _NOTHING
-    return _hits(marked_qr & ~above_qr, score_qr, part.start)
+    num_marked = int(np.count_nonzero(marked_qr))
+    near = _NOTHING
+    if 0 < num_marked <= _SPARSE * len(score_qr):
+        hits = _hits(marked_qr, score_qr, part.start)
+        above = hits.score > marks.high_Q[hits.row + found.rows.start]
+        found.above_q[part] += np.bincount(hits.row[above] - part.start, minlength=len(score_qr))
+        near = _Hits(hits.row[~above], hits.column[~above], hits.score[~above])
+    elif num_marked:
+        above_qr = score_qr > high_q[:, None]
+        counts = np.array([np.count_nonzero(line) for line in above_qr])
+        found.above_q[part] += counts
+        if counts.sum() < num_marked:
+            near = _hits(marked_qr & ~above_qr, score_qr, part.start)
+    score_qr[row, column] = kept
+    return near
 
 
 def _candidates(score_qr: Floats, part: slice, found: Found, k: int) -> _Hits:

@@ -475,10 +475,29 @@ def test_a_bad_tile_fails_the_panorama(tile, outcome, failure, service):
     assert failure(GoogleTilesPanoramas).outcome is outcome
 
 
+def test_the_first_failure_in_order_is_the_one_that_is_told():
+    """Whoever fails first: the same panorama has the same error row in every build."""
+    ended = []
+
+    async def one(name, delay_s, fails):
+        await asyncio.sleep(delay_s)
+        ended.append(name)
+        if fails:
+            raise ValueError(name)
+
+    async def all_of_them():
+        work = [one("a", 0.05, False), one("b", 0.02, True), one("c", 0.0, True), one("d", 0.5, False)]
+        await google.together(work)
+
+    with pytest.raises(ValueError, match="b"):
+        asyncio.run(all_of_them())
+    assert ended == ["c", "b", "a"]  # what comes before a failure is waited for, what comes after is not
+
+
 def test_a_failing_tile_cancels_the_others(failure, service):
     service.full = (13312, 6656)
     service.delay_s = 5.0
-    service.always["/v1/streetview/tiles/3/6/3"] = lambda request: web.Response(status=404)
+    service.always["/v1/streetview/tiles/3/0/0"] = lambda request: web.Response(status=404)
     service.valid.add("known")
     started = time.monotonic()
     with pytest.MonkeyPatch.context() as patch:

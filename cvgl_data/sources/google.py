@@ -15,6 +15,7 @@ import json
 import math
 import re
 from collections.abc import Coroutine, Iterable, Iterator
+from functools import partial
 from itertools import islice
 from typing import Annotated, Any, TypeVar
 from urllib.parse import urlsplit
@@ -205,10 +206,21 @@ def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 
 async def together(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """Return all results in order; the first failure cancels what is still under way."""
+    """Return all results in order, or raise the first failure in order, which is the same whoever fails first.
+
+    What comes after a failure is cancelled; what comes before it is waited for.
+    """
     tasks = [asyncio.ensure_future(one) for one in work]
+
+    def cancel_later(index: int, task: asyncio.Future[T]) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            for later in tasks[index + 1 :]:
+                later.cancel()
+
+    for index, task in enumerate(tasks):
+        task.add_done_callback(partial(cancel_later, index))
     try:
-        return await asyncio.gather(*tasks)
+        return [await task for task in tasks]
     finally:
         for task in tasks:
             task.cancel()

@@ -49,7 +49,7 @@ def _one_thread():
 
 def recipe(**options) -> ModelRecipe:
     views = ViewRecipe(query_height_px=32, query_width_px=64, reference_px=64)
-    encoder = EncoderRecipe(backbone="cvgl_small_pyramid", pretrained=False)
+    encoder = EncoderRecipe(backbone="cvgl_small_pyramid", pretrained=False, shared=False)
     return ModelRecipe(name="toy", system="ccvpe", views=views, encoder=encoder, options={**OPTIONS, **options})
 
 
@@ -255,7 +255,7 @@ def test_published_geometries_close_their_rings(options, views, levels):
     sized = ModelRecipe(
         name="x",
         views=ViewRecipe(query_height_px=height, query_width_px=width, reference_px=side),
-        encoder=EncoderRecipe(backbone="cvgl_small_pyramid", pretrained=False),
+        encoder=EncoderRecipe(backbone="cvgl_small_pyramid", pretrained=False, shared=False),
         options={"head_channels": 32, **options},
     )
     with torch.device("meta"):
@@ -438,6 +438,12 @@ def test_pinhole_queries_are_located():
 def test_options_that_do_not_fit_are_named(options, said):
     with pytest.raises(RecipeError, match=said):
         system(**options)
+
+
+def test_one_encoder_for_both_views_is_refused():
+    wanted = dataclasses.replace(recipe(), encoder=EncoderRecipe(backbone="cvgl_small_pyramid", pretrained=False))
+    with pytest.raises(RecipeError, match=r"encoder\.shared to false"):
+        CCVPE(wanted)
 
 
 class Unwaited(TorchDispatchMode):

@@ -34,7 +34,7 @@ def _one_thread():
 
 def recipe(**options) -> ModelRecipe:
     views = ViewRecipe(query_height_px=32, query_width_px=64, reference_px=64)
-    encoder = EncoderRecipe(backbone="cvgl_small_pyramid", pretrained=False)
+    encoder = EncoderRecipe(backbone="cvgl_small_pyramid", pretrained=False, shared=False)
     return ModelRecipe(name="toy", system="hcnet", views=views, encoder=encoder, options={**OPTIONS, **options})
 
 
@@ -361,6 +361,15 @@ def test_training_step_has_gradients_everywhere():
     sum(terms.values()).backward()
     missing = [name for name, value in model.named_parameters() if value.grad is None]
     assert missing == []
+
+
+def test_both_views_can_share_an_encoder():
+    own, shared = system(), recipe()
+    shared = HCNet(dataclasses.replace(shared, encoder=dataclasses.replace(shared.encoder, shared=True)))
+    assert shared.network.query is shared.network.reference
+    assert own.network.query is not own.network.reference
+    encoder = sum(parameter.numel() for parameter in own.network.query.parameters())
+    assert sum(map(torch.numel, own.parameters())) - sum(map(torch.numel, shared.parameters())) == encoder
 
 
 def test_spread_trains_nothing_else():

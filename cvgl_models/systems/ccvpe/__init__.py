@@ -108,6 +108,8 @@ class CCVPE(LocalizationModule):
         ring, views, encoder = options.ring(), recipe.views, recipe.encoder
         if views.query == "bev":
             raise RecipeError("recipe key 'views.query' is 'bev', but 'ccvpe' matches images as they are")
+        if encoder.shared:
+            raise RecipeError("system 'ccvpe' has an encoder for each view; set encoder.shared to false")
         height, width = views.query_size_px
         if width % options.query_stride or width // options.query_stride != ring.num_seen:
             raise RecipeError(

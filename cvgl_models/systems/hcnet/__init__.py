@@ -94,8 +94,8 @@ class HCNet(LocalizationModule):
     """The system as a module.
 
     Args:
-        recipe: ``encoder.backbone`` and ``.pretrained``, ``views`` and ``options`` are read. Each view has its own
-            encoder. The top view is made from the panorama here, not by the loader.
+        recipe: ``encoder.backbone``, ``.pretrained`` and ``.shared``, ``views`` and ``options`` are read. The top view
+            is made from the panorama here, not by the loader.
 
     Raises:
         RecipeError: If views and strides do not fit together.
@@ -113,10 +113,13 @@ class HCNet(LocalizationModule):
         if views.reference_px % coarsest:
             raise RecipeError(f"views.reference_px must be a multiple of {coarsest}, not {views.reference_px}")
         self.camera_height_m = views.camera_height_m
-        query, reference = (
-            FeaturePyramid(encoder.backbone, options.stride, pretrained=encoder.pretrained, image_size=(side, side))
-            for side in (options.top_view_px, views.reference_px)
-        )
+
+        def create(side: int) -> FeaturePyramid:
+            size = (side, side)
+            return FeaturePyramid(encoder.backbone, options.stride, pretrained=encoder.pretrained, image_size=size)
+
+        reference = create(views.reference_px)
+        query = reference if encoder.shared else create(options.top_view_px)
         self.network = HomographyNetwork(
             query, reference, options.stride, options.top_view_px // options.stride,
             normalize=options.normalize, temperature=options.temperature, num_levels=options.num_levels,

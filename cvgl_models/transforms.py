@@ -80,7 +80,7 @@ def quarter_turn(batch: Batch, turns_B: Tensor, query_view: str) -> Batch:
         raise ValueError(f"a panorama {width} px wide cannot be rolled by a quarter; use a multiple of 4")
     query, reference, uv, bev = batch.query.clone(), batch.reference.clone(), batch.uv.clone(), batch.bev.clone()
     for turns in (1, 2, 3):
-        rows = (turns_B % 4 == turns).nonzero()[:, 0].to(query.device)
+        rows = _beside((turns_B % 4 == turns).nonzero()[:, 0], query)
         reference[rows] = torch.rot90(batch.reference[rows], turns, (-2, -1))
         if len(bev):
             bev[rows] = torch.rot90(batch.bev[rows], turns, (-2, -1))
@@ -96,7 +96,7 @@ def quarter_turn(batch: Batch, turns_B: Tensor, query_view: str) -> Batch:
 
 def flip(batch: Batch, flip_B: Tensor) -> Batch:
     """Mirror both views of the marked pairs left to right."""
-    rows = flip_B.nonzero()[:, 0].to(batch.query.device)
+    rows = _beside(flip_B.nonzero()[:, 0], batch.query)
     query, reference, bev = batch.query.clone(), batch.reference.clone(), batch.bev.clone()
     uv, heading_deg, camera_B33 = batch.uv.clone(), batch.heading_deg.clone(), batch.camera_B33
     prior_B2 = batch.heading_prior_deg.clone()
@@ -123,7 +123,7 @@ def turn_panorama(batch: Batch, angle_deg_B: Tensor) -> Batch:
         angle_deg_B: Degrees clockwise.
     """
     width = batch.query.shape[-1]
-    shift_B = (angle_deg_B / 360 * width).round().long().to(batch.query.device)
+    shift_B = _beside((angle_deg_B / 360 * width).round().long(), batch.query)
     column_BW = (torch.arange(width, device=batch.query.device) + shift_B[:, None]) % width
     query = batch.query.gather(-1, column_BW[:, None, None].expand_as(batch.query))
     heading_deg = _wrapped(batch.heading_deg + (shift_B * (360 / width)).to(batch.heading_deg))
@@ -134,8 +134,8 @@ def _heading_changed(batch: Batch, angle_deg_B: Tensor) -> Batch:
     """Add to the bearing of each query and to what is known of it."""
     prior_B2 = batch.heading_prior_deg.clone()
     if len(prior_B2):
-        prior_B2[:, 0] = _wrapped(prior_B2[:, 0] + angle_deg_B.to(prior_B2))
-    heading_deg = _wrapped(batch.heading_deg + angle_deg_B.to(batch.heading_deg))
+        prior_B2[:, 0] = _wrapped(prior_B2[:, 0] + _like(angle_deg_B, prior_B2))
+    heading_deg = _wrapped(batch.heading_deg + _like(angle_deg_B, batch.heading_deg))
     return dataclasses.replace(batch, heading_deg=heading_deg, heading_prior_deg=prior_B2)
 
 
@@ -155,17 +155,17 @@ def warp(images: Tensor, angle_deg_B: Tensor, zoom_B: Tensor, shift_B2: Tensor) 
 
     See `warp_uv` for what becomes of a point.
     """
-    inverse_B22 = torch.linalg.inv(_linear(angle_deg_B, zoom_B)).to(images)
-    offset_B2 = -(inverse_B22 @ shift_B2.to(images)[:, :, None])[:, :, 0] * (2 / images.shape[-1])
-    theta_B23 = torch.cat([inverse_B22, offset_B2[:, :, None]], 2)
+    inverse_B22 = torch.linalg.inv(_linear(angle_deg_B, zoom_B))
+    offset_B2 = -(inverse_B22 @ shift_B2.to(inverse_B22)[:, :, None])[:, :, 0] * (2 / images.shape[-1])
+    theta_B23 = _like(torch.cat([inverse_B22, offset_B2[:, :, None]], 2), images)
     grid = F.affine_grid(theta_B23, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
 
 
 def warp_uv(uv_B2: Tensor, side: int, angle_deg_B: Tensor, zoom_B: Tensor, shift_B2: Tensor) -> Tensor:
     """Return where `warp` takes points of a square image."""
-    moved_B21 = _linear(angle_deg_B, zoom_B).to(uv_B2) @ (uv_B2 - side / 2)[:, :, None]
-    return moved_B21[:, :, 0] + side / 2 + shift_B2.to(uv_B2)
+    moved_B21 = _like(_linear(angle_deg_B, zoom_B), uv_B2) @ (uv_B2 - side / 2)[:, :, None]
+    return moved_B21[:, :, 0] + side / 2 + _like(shift_B2, uv_B2)
 
 
 def jitter_color(images: Tensor, change_B4: Tensor) -> Tensor:
@@ -175,26 +175,28 @@ def jitter_color(images: Tensor, change_B4: Tensor) -> Tensor:
     """
     brightness_B, contrast_B, saturation_B = (1 + change_B4[:, :3]).unbind(1)
     hue_B = change_B4[:, 3] * 2 * math.pi
-    luma_33 = _LUMA.to(images).expand(3, 3)
-    eye_33 = torch.eye(3).to(images)
+    luma_33, eye_33 = _LUMA.expand(3, 3), torch.eye(3)
     turn_B33 = eye_33.repeat(len(images), 1, 1)
-    turn_B33[:, 1, 1] = turn_B33[:, 2, 2] = hue_B.cos().to(images)
-    turn_B33[:, 1, 2], turn_B33[:, 2, 1] = -hue_B.sin().to(images), hue_B.sin().to(images)
-    hue_B33 = torch.linalg.inv(_YIQ).to(images) @ turn_B33 @ _YIQ.to(images)
-    saturate_B33 = luma_33 + saturation_B[:, None, None].to(images) * (eye_33 - luma_33)
-    gain_B = (brightness_B * contrast_B).to(images)
-    matrix_B33 = gain_B[:, None, None] * (saturate_B33 @ hue_B33)
-    gray_B = (images.mean((2, 3)) @ _LUMA.to(images)) * (brightness_B * (1 - contrast_B)).to(images)
-    changed = torch.einsum("bij,bjhw->bihw", matrix_B33, images) + gray_B[:, None, None, None]
+    turn_B33[:, 1, 1] = turn_B33[:, 2, 2] = hue_B.cos()
+    turn_B33[:, 1, 2], turn_B33[:, 2, 1] = -hue_B.sin(), hue_B.sin()
+    hue_B33 = torch.linalg.inv(_YIQ) @ turn_B33 @ _YIQ
+    saturate_B33 = luma_33 + saturation_B[:, None, None] * (eye_33 - luma_33)
+    matrix_B33 = (brightness_B * contrast_B)[:, None, None] * (saturate_B33 @ hue_B33)
+    # the offset is linear in the mean color: a fourth column makes one transfer of all
+    gray_B31 = (brightness_B * (1 - contrast_B))[:, None, None] * _LUMA[:, None]
+    matrix_B34 = _like(torch.cat([matrix_B33, gray_B31], 2), images)
+    gray_B = (images.mean((2, 3)) * matrix_B34[:, :, 3]).sum(1)
+    changed = torch.einsum("bij,bjhw->bihw", matrix_B34[:, :, :3], images) + gray_B[:, None, None, None]
     return changed.clamp_(0, 1)
 
 
 def blur_or_sharpen(images: Tensor, amount_B: Tensor) -> Tensor:
     """Mix each image with its 3x3 binomial blur: amount 1 is the blur, 0 the image, -1 as much the other way."""
-    tap = torch.tensor([0.25, 0.5, 0.25]).to(images)
+    tap = images.new_full((3,), 0.25)
+    tap[1] = 0.5
     kernel = torch.outer(tap, tap).expand(3, 1, 3, 3)
     blurred = F.conv2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), kernel, groups=3)
-    return torch.lerp(images, blurred, amount_B.to(images)[:, None, None, None]).clamp_(0, 1)
+    return torch.lerp(images, blurred, _like(amount_B, images)[:, None, None, None]).clamp_(0, 1)
 
 
 def cut_out(images: Tensor, box_BK4: Tensor) -> Tensor:
@@ -203,8 +205,8 @@ def cut_out(images: Tensor, box_BK4: Tensor) -> Tensor:
     A box is (centre u, centre v, width, height) in shares of the image's height.
     """
     height, width = images.shape[-2:]
-    box_BK4 = box_BK4.to(images) * height
-    u, v = torch.arange(width).to(images) + 0.5, torch.arange(height).to(images) + 0.5
+    box_BK4 = _like(box_BK4, images) * height
+    u, v = (torch.arange(size, device=images.device).to(images.dtype) + 0.5 for size in (width, height))
     in_u_BKW = (u - box_BK4[:, :, 0, None]).abs() < box_BK4[:, :, 2, None] / 2
     in_v_BKH = (v - box_BK4[:, :, 1, None]).abs() < box_BK4[:, :, 3, None] / 2
     hole_BHW = (in_v_BKH[:, :, :, None] & in_u_BKW[:, :, None, :]).any(1)
@@ -235,7 +237,8 @@ class Augment:
 
         if recipe.heading_noise_deg:
             batch = turn_panorama(batch, spread() * recipe.heading_noise_deg)
-            known_B2 = batch.heading_prior_deg + torch.tensor([0.0, recipe.heading_noise_deg]).to(batch.heading_deg)
+            known_B2 = batch.heading_prior_deg.clone()
+            known_B2[:, 1] += recipe.heading_noise_deg
             batch = dataclasses.replace(batch, heading_prior_deg=known_B2)
         batch = flip(batch, chance(recipe.flip))
         turns_B = torch.randint(1, 4, (size,), generator=generator) * chance(recipe.rotate)
@@ -260,10 +263,22 @@ class Augment:
             shift_B2 = shift_B2 * reference.shape[-1]
             reference = warp(reference, angle_deg_B, 1 + zoom_B2[:, 0], shift_B2)
             uv = warp_uv(uv, reference.shape[-1], angle_deg_B, 1 + zoom_B2[:, 0], shift_B2)
-            gsd_m = gsd_m / (1 + zoom_B2[:, 0]).to(gsd_m) if len(gsd_m) else gsd_m
+            gsd_m = gsd_m / _like(1 + zoom_B2[:, 0], gsd_m) if len(gsd_m) else gsd_m
         if self.query_view == "bev" and (self.recipe.turn_deg or self.recipe.zoom):
             query = warp(query, angle_deg_B, 1 + zoom_B2[:, 1], torch.zeros_like(shift_B2))
         return dataclasses.replace(batch, query=query, reference=reference, uv=uv, gsd_m=gsd_m)
+
+
+def _beside(drawn: Tensor, images: Tensor) -> Tensor:
+    """Return what was drawn on the host, on the device of images, which is not waited for: pinned memory sees to that."""
+    if images.device.type == "cuda":
+        drawn = drawn.pin_memory()
+    return drawn.to(images.device, non_blocking=True)
+
+
+def _like(drawn: Tensor, images: Tensor) -> Tensor:
+    """Return what was drawn on the host, on the device and of the type of images; see `_beside`."""
+    return _beside(drawn.to(images.dtype), images)
 
 
 _LUMA = torch.tensor([0.299, 0.587, 0.114])

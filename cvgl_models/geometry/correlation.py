@@ -63,9 +63,8 @@ def look_up(pyramid: list[Tensor], place_Bhw2: Tensor, radius: int) -> Tensor:
     window_KK2 = torch.stack(torch.meshgrid(steps, steps, indexing="ij")[::-1], -1)
     found = []
     for level, volume_BhwHW in enumerate(pyramid):
-        size_2 = torch.tensor([volume_BhwHW.shape[4], volume_BhwHW.shape[3]]).to(place_Bhw2)
         place_N112 = place_Bhw2.flatten(0, 2)[:, None, None] / 2**level
-        grid_NKK2 = (place_N112 + window_KK2) * (2 / size_2) - 1
+        grid_NKK2 = _grid(place_N112 + window_KK2, volume_BhwHW)
         window_N1KK = F.grid_sample(
             volume_BhwHW.flatten(0, 2)[:, None], grid_NKK2.to(volume_BhwHW.dtype), align_corners=False
         )
@@ -80,6 +79,11 @@ def sample_at(map_BCHW: Tensor, place_B2: Tensor) -> Tensor:
         map_BCHW: One map for each item.
         place_B2: (u, v) in cells; the centre of the first cell is (.5, .5).
     """
-    size_2 = torch.tensor([map_BCHW.shape[3], map_BCHW.shape[2]]).to(place_B2)
-    grid_B112 = (place_B2 * (2 / size_2) - 1)[:, None, None].to(map_BCHW.dtype)
+    grid_B112 = _grid(place_B2[:, None, None], map_BCHW).to(map_BCHW.dtype)
     return F.grid_sample(map_BCHW, grid_B112, padding_mode="border", align_corners=False)[:, :, 0, 0]
+
+
+def _grid(place_2: Tensor, maps_HW: Tensor) -> Tensor:
+    """Return places (..., 2) in cells of maps (..., H, W) as `grid_sample` counts them, -1 to 1 from edge to edge."""
+    height, width = maps_HW.shape[-2:]
+    return torch.stack([place_2[..., 0] * (2 / width) - 1, place_2[..., 1] * (2 / height) - 1], -1)

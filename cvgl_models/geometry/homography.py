@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 _TINY = 1e-8
 
@@ -65,7 +66,7 @@ def similarity(center_from_B2: Tensor, center_to_B2: Tensor, scale_B: Tensor, he
     linear_B22 = torch.stack([torch.stack([cos_B, -sin_B], 1), torch.stack([sin_B, cos_B], 1)], 1)
     # no matrix product, which autocast would round
     offset_B21 = (center_to_B2 - (linear_B22 * center_from_B2[:, None]).sum(2))[:, :, None]
-    last_B13 = torch.tensor([0.0, 0.0, 1.0]).to(linear_B22).expand(len(scale_B), 1, 3)
+    last_B13 = F.pad(linear_B22.new_ones(len(scale_B), 1, 1), (2, 0))  # made on the device: nothing is waited for
     return torch.cat([torch.cat([linear_B22, offset_B21], 2), last_B13], 1)
 
 
@@ -80,9 +81,15 @@ def heading_of(matrix_B33: Tensor, center_B2: Tensor, arm: float) -> Tensor:
     Source:
         HC-Net, whose yaw is the negative of this (counter-clockwise).
     """
-    up_B2 = center_B2 - torch.tensor([0.0, arm]).to(center_B2)
+    up_B2 = torch.stack([center_B2[:, 0], center_B2[:, 1] - arm], 1)
     from_B2, to_B2 = apply_homography(matrix_B33, torch.stack([center_B2, up_B2], 1)).unbind(1)
     return torch.atan2(to_B2[:, 0] - from_B2[:, 0], from_B2[:, 1] - to_B2[:, 1]).rad2deg()
+
+
+def square_corners(side: float, like: Tensor) -> Tensor:
+    """Return the (4, 2) corners of a square from (0, 0) on: top left, top right, bottom left, bottom right."""
+    index_4 = torch.arange(4, device=like.device)
+    return torch.stack([index_4 % 2, index_4 // 2], 1).to(like.dtype) * side
 
 
 def _normalization(points_B42: Tensor) -> tuple[Tensor, Tensor]:

@@ -98,13 +98,14 @@ def radius95(
     share_BN = _probability(score_map_BHW, is_known_B).flatten(1)
     height, width = score_map_BHW.shape[1:]
     at_B2 = (xy_m_B2 / cell_size_m_B[:, None]).nan_to_num(0.0).to(share_BN)
-    row_BH = torch.arange(height).to(share_BN) - origin[0] - at_B2[:, 1:]
-    column_BW = torch.arange(width).to(share_BN) - origin[1] - at_B2[:, :1]
+    rows_H, columns_W = (torch.arange(size, device=share_BN.device, dtype=share_BN.dtype) for size in (height, width))
+    row_BH = rows_H - origin[0] - at_B2[:, 1:]
+    column_BW = columns_W - origin[1] - at_B2[:, :1]
     away_BN = torch.hypot(row_BH[:, :, None], column_BW[:, None, :]).flatten(1)
     # to the nearest thousandth of a bin first, so that rounding does not decide where a cell on a bin's edge belongs
     bin_BN = (away_BN * _BINS_PER_CELL - 1e-3).ceil().long().clamp(min=0)
     num_bins = int((height + width) * _BINS_PER_CELL * 2)  # places may lie outside the map
-    mass_BK = torch.zeros(len(share_BN), num_bins + 1).to(share_BN)
+    mass_BK = share_BN.new_zeros(len(share_BN), num_bins + 1)
     mass_BK.scatter_add_(1, bin_BN.clamp(max=num_bins), share_BN)
     inside_BK = mass_BK.double().cumsum(1)
     first_B = (inside_BK < share * (1 - 1e-6)).sum(1).clamp(max=num_bins)
@@ -185,8 +186,8 @@ def _probability(score_map_BHW: Tensor, is_known_B: Tensor) -> Tensor:
 
 
 def _place_m(index_B2: Tensor, cell_size_m_B: Tensor, origin: tuple[float, float], is_known_B: Tensor) -> Tensor:
-    center_2 = torch.tensor([origin[1], origin[0]], dtype=torch.float64, device=index_B2.device)
-    place_m_B2 = ((index_B2 - center_2) * cell_size_m_B.double()[:, None]).float()
+    away_B2 = torch.stack([index_B2[:, 0].double() - origin[1], index_B2[:, 1].double() - origin[0]], 1)
+    place_m_B2 = (away_B2 * cell_size_m_B.double()[:, None]).float()
     return torch.where(is_known_B[:, None], place_m_B2, torch.nan)
 
 
@@ -203,7 +204,7 @@ def _subcell(score_map_BHW: Tensor, row_B: Tensor, column_B: Tensor) -> Tensor:
     slope_v, bend_v = _differences(patch_B33[:, 0, 1], center_B, patch_B33[:, 2, 1])
     weight_B33 = _leaning(slope_v, bend_v)[:, :, None] * _leaning(slope_u, bend_u)[:, None, :]
     bow_B33 = patch_B33 - patch_B33[:, 1:2, :] - patch_B33[:, :, 1:2] + center_B[:, None, None]
-    sign_3 = torch.tensor([-1.0, 0.0, 1.0]).to(bow_B33)
+    sign_3 = torch.arange(-1, 2, device=bow_B33.device, dtype=bow_B33.dtype)
     mixed_B = (weight_B33 * sign_3[:, None] * sign_3 * bow_B33)[:, ::2, ::2].sum((1, 2))
     is_alone_B = (bend_u == 0) | (bend_v == 0) | ~mixed_B.isfinite()  # nothing to turn against
     mixed_B = mixed_B.masked_fill(is_alone_B, 0.0)

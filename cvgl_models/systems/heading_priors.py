@@ -16,7 +16,9 @@ def heading_prior(batch: Batch) -> Tensor:
     """Return the batch's (B, 2) prior on the device of its queries; anything about 0 if it has none."""
     if len(batch.heading_prior_deg):
         return batch.heading_prior_deg.to(batch.query.device).float()
-    return torch.tensor([0.0, 180.0], device=batch.query.device).expand(len(batch.query), 2)
+    anything_B2 = torch.zeros(len(batch.query), 2, device=batch.query.device)
+    anything_B2[:, 1] = 180.0
+    return anything_B2
 
 
 def within_prior(heading_deg_B: Tensor, prior_B2: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cvgl_models.geometry.correlation import sample_at
 from cvgl_models.geometry.homography import apply_homography, heading_of
 from cvgl_models.localization.pose import wrap_deg
 
@@ -47,10 +48,7 @@ def place_loss(log_p_BHW: Tensor, place_B2: Tensor) -> Tensor:
     The first cell's centre is (.5, .5); the published code takes it for 0, half a cell off. A place nearer to the
     edge than the outermost centres counts as there, where the published one counts as found.
     """
-    height, width = log_p_BHW.shape[1:]
-    grid_B112 = (place_B2.float() / torch.tensor([width, height]).to(place_B2.device) * 2 - 1)[:, None, None]
-    at_B = F.grid_sample(log_p_BHW[:, None], grid_B112, padding_mode="border", align_corners=False)[:, 0, 0, 0]
-    return -at_B.mean()
+    return -sample_at(log_p_BHW[:, None], place_B2.float()).mean()
 
 
 def place_map(camera_map_BHW: Tensor, place_B2: Tensor, spread_B2: Tensor, finer: int) -> Tensor:

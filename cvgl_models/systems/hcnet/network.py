@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cvgl_models.backbones.pyramids import FeaturePyramid
 from cvgl_models.geometry.correlation import correlation_pyramid, correlation_volume, look_up, sample_at
-from cvgl_models.geometry.homography import apply_homography, homography_from_corners
+from cvgl_models.geometry.homography import apply_homography, homography_from_corners, square_corners
 
 _MAX_LOG_SCALE = math.log(100.0)
 
@@ -101,8 +101,7 @@ class HomographyNetwork(nn.Module):
         pyramid = correlation_pyramid(volume_BhwHW, self.num_levels)
         batch, side = len(query_BChw), self.size * self.stride
         own_1N2 = _centers(query_BChw) * self.stride
-        box_42 = start_B42.new_tensor([[0, 0], [side, 0], [0, side], [side, side]])
-        box_B42, corners_B42 = box_42.expand(batch, 4, 2), start_B42
+        box_B42, corners_B42 = square_corners(side, start_B42).expand(batch, 4, 2), start_B42
         matrix_B33 = homography_from_corners(box_B42, corners_B42)
         spread_B2 = start_B42.new_zeros(batch, 2)
         matrices, corners = [], []

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cvgl_models.geometry import meters_per_px_from_fov
 from cvgl_models.geometry.ground import ground_from_panorama, ground_from_pinhole
-from cvgl_models.geometry.homography import similarity
+from cvgl_models.geometry.homography import similarity, square_corners
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +33,7 @@ class TopView:
 
     def corners(self) -> Tensor:
         """Return the (B, 4, 2) corners: top left, top right, bottom left, bottom right."""
-        side = float(self.image_BCSS.shape[-1])
-        return self.camera_B2.new_tensor([[0, 0], [side, 0], [0, side], [side, side]]).expand(len(self.camera_B2), 4, 2)
+        return square_corners(self.image_BCSS.shape[-1], self.camera_B2).expand(len(self.camera_B2), 4, 2)
 
     def select(self, row_B: Tensor) -> TopView:
         """Return some of the views."""
@@ -84,5 +83,6 @@ def pinhole_top_view(
     # a grid about the camera twice as large, of which the middle of the upper half is kept
     both, _ = ground_from_pinhole(query, size, camera_B33, 2 * size_px, cell_m_B, camera_height_m)
     image = both[..., :size_px, size_px // 2 : size_px // 2 + size_px].contiguous()
-    camera_B2 = torch.tensor([size_px / 2, float(size_px)], device=query.device).expand(len(query), 2)
+    camera_B2 = torch.full((len(query), 2), size_px / 2, device=query.device)
+    camera_B2[:, 1] = size_px
     return TopView(image, camera_B2, meters_per_px, torch.zeros(len(query), device=query.device))

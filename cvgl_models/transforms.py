@@ -132,11 +132,24 @@ def turn_panorama(batch: Batch, angle_deg_B: Tensor) -> Batch:
 
 def _heading_changed(batch: Batch, angle_deg_B: Tensor) -> Batch:
     """Add to the bearing of each query and to what is known of it."""
+    heading_deg = _wrapped(batch.heading_deg + _like(angle_deg_B, batch.heading_deg))
+    return dataclasses.replace(_told_headings_off(batch, angle_deg_B), heading_deg=heading_deg)
+
+
+def _told_headings_off(batch: Batch, angle_deg_B: Tensor) -> Batch:
+    """Add to what is known of each bearing, not to the bearing: the error of a compass."""
     prior_B2 = batch.heading_prior_deg.clone()
     if len(prior_B2):
         prior_B2[:, 0] = _wrapped(prior_B2[:, 0] + _like(angle_deg_B, prior_B2))
-    heading_deg = _wrapped(batch.heading_deg + _like(angle_deg_B, batch.heading_deg))
-    return dataclasses.replace(batch, heading_deg=heading_deg, heading_prior_deg=prior_B2)
+    return dataclasses.replace(batch, heading_prior_deg=prior_B2)
+
+
+def _headings_less_known(batch: Batch, error_deg: float) -> Batch:
+    """Widen what is known of each bearing, either way."""
+    prior_B2 = batch.heading_prior_deg.clone()
+    if len(prior_B2):
+        prior_B2[:, 1] += error_deg
+    return dataclasses.replace(batch, heading_prior_deg=prior_B2)
 
 
 def _wrapped(angle_deg: Tensor) -> Tensor:
@@ -236,10 +249,12 @@ class Augment:
             return torch.rand(size, *shape, generator=generator) * 2 - 1
 
         if recipe.heading_noise_deg:
-            batch = turn_panorama(batch, spread() * recipe.heading_noise_deg)
-            known_B2 = batch.heading_prior_deg.clone()
-            known_B2[:, 1] += recipe.heading_noise_deg
-            batch = dataclasses.replace(batch, heading_prior_deg=known_B2)
+            error_deg_B = spread() * recipe.heading_noise_deg
+            if self.query_view == "pinhole":
+                batch = _told_headings_off(batch, error_deg_B)
+            else:
+                batch = turn_panorama(batch, error_deg_B)
+            batch = _headings_less_known(batch, recipe.heading_noise_deg)
         batch = flip(batch, chance(recipe.flip))
         turns_B = torch.randint(1, 4, (size,), generator=generator) * chance(recipe.rotate)
         batch = quarter_turn(batch, turns_B, self.query_view)
@@ -270,7 +285,7 @@ class Augment:
 
 
 def _beside(drawn: Tensor, images: Tensor) -> Tensor:
-    """Return what was drawn on the host, on the device of images, which is not waited for: pinned memory sees to that."""
+    """Return what was drawn on the host, on the device of images; pinned, so that nothing there is waited for."""
     if images.device.type == "cuda":
         drawn = drawn.pin_memory()
     return drawn.to(images.device, non_blocking=True)

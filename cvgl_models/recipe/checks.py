@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Sequence
+from typing import Any
 
 from cvgl_data.errors import RecipeError
 
@@ -42,3 +45,15 @@ def share_below_one(**values: float) -> None:
     for key, value in values.items():
         if not 0 <= value < 1:
             raise RecipeError(f"recipe key '{key.replace('__', '.')}' must lie in [0, 1), not {value}")
+
+
+def unchanged(recipe: Any, system: str, keys: Sequence[str]) -> None:
+    """Raise `RecipeError` if a key ``part.name``, which the system has no use for, is not at its default."""
+    for key in keys:
+        part, name = key.split(".")
+        section = getattr(recipe, part)
+        field = next(each for each in dataclasses.fields(section) if each.name == name)
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        value = getattr(section, name)
+        if value != default:
+            raise RecipeError(f"recipe key '{key}' is {value!r}, but system '{system}' does not read it; leave it out")

@@ -12,6 +12,7 @@ from cvgl_data.errors import CheckpointError, RecipeError
 from cvgl_data.registry import Registry
 from cvgl_models.localization.pose import PosePrediction
 from cvgl_models.recipe import ModelRecipe
+from cvgl_models.recipe.checks import unchanged
 from cvgl_models.transforms import Batch
 
 LossTerms: TypeAlias = dict[str, Tensor]
@@ -19,6 +20,9 @@ LossTerms: TypeAlias = dict[str, Tensor]
 
 Embedded: TypeAlias = dict[str, Tensor]
 """Embeddings (B, D) of the views of pairs, by name; ``query`` and ``reference`` among them."""
+
+OF_SEMI_POSITIVES = ("sampler.semi_positive_policy", "sampler.semi_positive_weight")
+"""Recipe keys that only losses over all pairs of a batch read."""
 
 Task: TypeAlias = Literal["retrieval", "localization"]
 
@@ -42,9 +46,14 @@ class System(Protocol):
 
 
 class SystemModule(nn.Module, ABC):
-    """Base class of systems: a `System` that is an ``nn.Module``; one that lacks a method cannot be made."""
+    """Base class of systems: a `System` that is an ``nn.Module``; one that lacks a method cannot be made.
+
+    Attributes:
+        unread: Recipe keys that it has no use for. A recipe that sets one is refused: it would change nothing.
+    """
 
     task: Task
+    unread: tuple[str, ...] = ()
 
     @abstractmethod
     def training_step(self, batch: Batch) -> LossTerms:
@@ -72,6 +81,7 @@ class RetrievalModule(SystemModule):
     """
 
     task: Task = "retrieval"
+    unread: tuple[str, ...] = ("sampler.min_distance_m",)
     query_views: tuple[str, ...] = ("query",)
     branches: Mapping[str, slice] = {}
 
@@ -111,6 +121,10 @@ class LocalizationModule(SystemModule):
     """
 
     task: Task = "localization"
+    unread: tuple[str, ...] = (
+        *(f"encoder.{name}" for name in ("grad_checkpointing", "aggregator", "train_blocks", "train_tokens")),
+        *("views.bev_px", "optim.label_smoothing", "optim.channels_last"),
+    )
     selects_by_labels: bool = True
 
     @abstractmethod
@@ -156,8 +170,11 @@ def create_system(recipe: ModelRecipe) -> SystemModule:
     Raises:
         UnknownNameError: If there is no such system or backbone.
         CheckpointError: If pretrained weights cannot be loaded.
+        RecipeError: If the recipe sets what the system does not read.
     """
-    system = SYSTEMS.load(recipe.system)(recipe)
+    kind = SYSTEMS.load(recipe.system)
+    unchanged(recipe, recipe.system, getattr(kind, "unread", ()))  # a factory of somebody else's need not say
+    system = kind(recipe)
     if not any(True for _ in system.parameters()):
         raise CheckpointError(f"system '{recipe.system}' has nothing to train")
     return system

@@ -23,7 +23,7 @@ from cvgl_models.losses import SymmetricInfoNCE
 from cvgl_models.recipe import ModelRecipe, system_options
 from cvgl_models.recipe.checks import STRICT, at_least, positive
 from cvgl_models.semi_positives import info_nce
-from cvgl_models.systems import Embedded, LossTerms
+from cvgl_models.systems import Embedded, LossTerms, RetrievalModule
 from cvgl_models.systems.sample4geo import Sample4Geo
 from cvgl_models.transforms import Batch
 
@@ -64,6 +64,8 @@ class AuxGeo(Sample4Geo):
         RecipeError: If there is one encoder for each view, no top view for BIM, or the embedding is not of the same
             space as the map, which PCM compares it with.
     """
+
+    unread = RetrievalModule.unread
 
     def __init__(self, recipe: ModelRecipe) -> None:
         if not recipe.encoder.shared:

@@ -23,6 +23,8 @@ class Sample4Geo(RetrievalModule):
         recipe: ``encoder``, ``views`` and ``optim.label_smoothing`` are read.
     """
 
+    unread = (*RetrievalModule.unread, "views.bev_px")
+
     def __init__(self, recipe: ModelRecipe) -> None:
         super().__init__()
         self.encoder = DualEncoder(recipe.encoder, recipe.views)

@@ -10,11 +10,20 @@ from typing import Any
 import torch
 from torch import nn
 
+from cvgl_models.backbones.dense import DenseEncoder
+from cvgl_models.backbones.pyramids import FeaturePyramid
 from cvgl_models.embedding import Encoder
 
 logger = logging.getLogger(__name__)
 
 _Function = Callable[..., Any]
+
+_COMPILED: dict[type[nn.Module], tuple[str, ...]] = {
+    Encoder: ("forward", "with_map"),
+    FeaturePyramid: ("forward",),
+    DenseEncoder: ("forward",),
+}
+"""Methods of the encoders that take nearly all the time."""
 
 
 def compile_encoders(system: nn.Module) -> None:
@@ -25,10 +34,9 @@ def compile_encoders(system: nn.Module) -> None:
     """
     guard = _Guard()
     for module in system.modules():
-        if isinstance(module, Encoder):
-            for name in ("forward", "with_map"):
-                plain: _Function = getattr(module, name)
-                setattr(module, name, guard.wrap(torch.compile(plain), plain))
+        for name in _COMPILED.get(type(module), ()):
+            plain: _Function = getattr(module, name)
+            setattr(module, name, guard.wrap(torch.compile(plain), plain))
 
 
 class _Guard:

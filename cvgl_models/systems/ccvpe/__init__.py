@@ -22,7 +22,7 @@ from cvgl_models.geometry.correlation import sample_at
 from cvgl_models.localization.pose import PosePrediction, uv_from_xy_m
 from cvgl_models.recipe import ModelRecipe, system_options
 from cvgl_models.recipe.checks import STRICT, one_of
-from cvgl_models.systems import LocalizationModule, LossTerms
+from cvgl_models.systems import OF_SEMI_POSITIVES, LocalizationModule, LossTerms
 from cvgl_models.systems.ccvpe.matching import Ring, peak_heading_deg
 from cvgl_models.systems.ccvpe.network import Matches, PoseNetwork
 from cvgl_models.systems.ccvpe.targets import direction_loss, gaussian_at, level_labels, matching_loss, position_loss
@@ -101,6 +101,8 @@ class CCVPE(LocalizationModule):
     Raises:
         RecipeError: If views, strides and bins do not fit together.
     """
+
+    unread = (*LocalizationModule.unread, *OF_SEMI_POSITIVES)
 
     def __init__(self, recipe: ModelRecipe) -> None:
         super().__init__()

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from cvgl_models.geometry.resampling import resample
 from cvgl_models.localization.pose import wrap_deg
 
 _TINY = 1e-12
@@ -158,19 +158,20 @@ def columns_by_azimuth(
         camera_B33: Intrinsics in pixels of the view.
         width_px: Width of the view.
         num_columns: W, columns of the result.
-        fov_deg: Azimuth they span, about the picture's centre column.
+        fov_deg: Azimuth they span, about the optical axis: that is where the camera's heading points, and it need not
+            be in the picture's middle.
 
     Returns:
-        (B, C, h, W) and (B, W), 1 where a column's middle lies in the picture, else 0.
+        (B, C, h, W) and (B, W), 1 where a column's middle lies in the picture, else 0; both of the map's type.
     """
     focal_B1, center_B1 = camera_B33[:, 0, 0, None].float(), camera_B33[:, 0, 2, None].float()
-    middle_B1 = torch.atan((width_px / 2 - center_B1) / focal_B1)
-    step = torch.arange(num_columns, device=map_BChw.device) + 0.5 - num_columns / 2
-    azimuth_BW = middle_B1 + (step * fov_deg / num_columns).deg2rad()
-    share_BW = (center_B1 + focal_B1 * azimuth_BW.tan()) / width_px
-    seen_BW = ((share_BW >= 0) & (share_BW <= 1) & (azimuth_BW.abs() < torch.pi / 2)).to(map_BChw.dtype)
-    rows = (torch.arange(map_BChw.shape[2], device=map_BChw.device) + 0.5) / map_BChw.shape[2] * 2 - 1
-    size = (len(share_BW), len(rows), num_columns)
-    grid_BhW2 = torch.stack([(share_BW * 2 - 1)[:, None].expand(size), rows[:, None].to(share_BW).expand(size)], -1)
-    moved = F.grid_sample(map_BChw, grid_BhW2.to(map_BChw.dtype), padding_mode="border", align_corners=False)
+    step_W = torch.arange(num_columns, device=map_BChw.device) + 0.5 - num_columns / 2
+    azimuth_W = (step_W * fov_deg / num_columns).deg2rad()
+    share_BW = (center_B1 + focal_B1 * azimuth_W.tan()) / width_px
+    is_seen_BW = (share_BW >= 0) & (share_BW <= 1) & (azimuth_W.abs() < torch.pi / 2)
+    seen_BW = is_seen_BW.to(map_BChw.dtype)
+    height = map_BChw.shape[2]
+    row_h = (torch.arange(height, device=map_BChw.device) + 0.5) / height * 2 - 1
+    x_BhW, y_BhW = torch.broadcast_tensors((share_BW * 2 - 1)[:, None], row_h[:, None])
+    moved = resample(map_BChw, torch.stack([x_BhW, y_BhW], -1))
     return moved * seen_BW[:, None, None], seen_BW

@@ -25,7 +25,7 @@ from cvgl_models.checkpoint import BEST, load_weights, run_recipe
 from cvgl_models.localization.pose import PosePrediction
 from cvgl_models.recipe import ModelRecipe, system_options
 from cvgl_models.recipe.checks import one_of, positive, share_below_one
-from cvgl_models.systems import SYSTEMS, LocalizationModule, LossTerms
+from cvgl_models.systems import OF_SEMI_POSITIVES, SYSTEMS, LocalizationModule, LossTerms
 from cvgl_models.systems.geodistill.distillation import Teacher, distillation_loss
 from cvgl_models.systems.geodistill.masking import fov_mask, half_masks
 from cvgl_models.systems.geodistill.orientation import Bins, OrientationNetwork
@@ -118,6 +118,8 @@ class GeoDistill(LocalizationModule):
     """
 
     selects_by_labels = False
+
+    unread = (*LocalizationModule.unread, *OF_SEMI_POSITIVES)
 
     def __init__(self, recipe: ModelRecipe) -> None:
         super().__init__()

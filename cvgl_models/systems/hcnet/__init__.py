@@ -23,7 +23,7 @@ from cvgl_models.localization.decode import decode_mean, radius95
 from cvgl_models.localization.pose import PosePrediction, center_index, wrap_deg, xy_m_from_uv
 from cvgl_models.recipe import ModelRecipe, system_options
 from cvgl_models.recipe.checks import STRICT, one_of
-from cvgl_models.systems import LocalizationModule, LossTerms
+from cvgl_models.systems import OF_SEMI_POSITIVES, LocalizationModule, LossTerms
 from cvgl_models.systems.hcnet import losses
 from cvgl_models.systems.hcnet.network import Estimate, HomographyNetwork
 from cvgl_models.systems.hcnet.views import TopView, panorama_top_view, pinhole_top_view
@@ -101,6 +101,8 @@ class HCNet(LocalizationModule):
         RecipeError: If views and strides do not fit together.
     """
 
+    unread = (*LocalizationModule.unread, *OF_SEMI_POSITIVES)
+
     def __init__(self, recipe: ModelRecipe) -> None:
         super().__init__()
         self.options = options = system_options(HCNetOptions, recipe)
@@ -145,7 +147,7 @@ class HCNet(LocalizationModule):
         if options.corner_weight:
             truth_B42 = apply_homography(view.pose(uv_B2, batch.heading_deg, batch.gsd_m), view.corners())
             terms_I = terms_I + options.corner_weight * losses.corner_terms(estimate.corners_IB42, truth_B42, px)
-        weights_I = losses.iteration_weights(len(terms_I), options.gamma).to(terms_I.device)
+        weights_I = losses.iteration_weights(len(terms_I), options.gamma, terms_I.device)
         found_B2 = apply_homography(matrices_IB33[-1].detach(), camera_B2[:, None])[:, 0]
         map_BHW = self._place_map(estimate, log_p_BNHW, found_B2)
         cells = map_BHW.shape[-1] / side

@@ -14,14 +14,14 @@ from cvgl_models.geometry.homography import apply_homography, heading_of
 from cvgl_models.localization.pose import wrap_deg
 
 
-def iteration_weights(iterations: int, gamma: float) -> Tensor:
+def iteration_weights(iterations: int, gamma: float, device: torch.device | None = None) -> Tensor:
     """Return the (I,) weights of the iterations; the last one has 1.
 
     Example:
         >>> round(float(iteration_weights(6, 0.85).sum()), 6)
         4.152337
     """
-    return gamma ** torch.arange(iterations - 1, -1, -1, dtype=torch.float32)
+    return gamma ** torch.arange(iterations - 1, -1, -1, dtype=torch.float32, device=device)
 
 
 def position_terms(matrices_IB33: Tensor, camera_B2: Tensor, uv_B2: Tensor, px: float, *, squared: bool) -> Tensor:

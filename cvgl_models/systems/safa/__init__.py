@@ -50,6 +50,8 @@ class Safa(RetrievalModule):
         RecipeError: If these do not go together.
     """
 
+    unread = (*RetrievalModule.unread, "views.bev_px", "optim.label_smoothing")
+
     def __init__(self, recipe: ModelRecipe) -> None:
         super().__init__()
         self.options = system_options(SafaOptions, recipe)

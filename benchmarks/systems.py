@@ -1,7 +1,7 @@
 """The retrieval systems on the simulated world, several seeds each: the table "Systems" of docs/results.md.
 
 Run: make demo
-     python benchmarks/systems.py --data demo/data [--only auxgeo epbev safa top-views] [--seeds 3] [--jobs 2]
+     python benchmarks/systems.py --data demo/data [--only auxgeo epbev epbev-equal safa top-views] [--seeds 3]
 Every row is `cvgl-train run` of a smoke recipe with the overrides below, then `cvgl-train evaluate` on a test area
 where nothing was trained: that of --data, or of another dataset, --test. The recipes were chosen by looking at the test
 area of the demo; that of the recipe `simulated` was not looked at. What is finished is not done again.
@@ -20,6 +20,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from safetensors.numpy import load_file
+
 NO_BEV = ("views.bev_px=0", "options.bim=false")
 ROWS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
     "auxgeo": {
@@ -32,7 +34,8 @@ ROWS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
         "sample4geo on top views": ("sample4geo-smoke", ()),
         "cvcities on top views": ("cvcities-smoke", ()),
     },
-    "epbev": {"epbev": ("epbev-smoke", ())},
+    "epbev": {"epbev": ("epbev-smoke", ())},  # the weight is chosen on the validation split
+    "epbev-equal": {"epbev at equal weights": ("epbev-smoke", ("options.panorama_weight=0.5",))},
     "safa": {
         f"safa {name}": ("safa-smoke", (f"options.front_end={name}",))
         for name in ("none", "polar", "stn-affine", "stn-composed", "stn-tps")
@@ -48,7 +51,7 @@ def measure(
     run = out / f"{name.replace(' ', '-')}-seed{seed}"
     kept = run / f"row-{'-'.join(test.parts[-2:])}.json"
     if kept.is_file():
-        return dict(json.loads(kept.read_text()))
+        return {"panorama_weight": None, **json.loads(kept.read_text())}
     program = [sys.executable, "-c", "from cvgl_cli.train import main; main()"]
     settings = [part for override in (*overrides, f"seed={seed}", "loader.workers=0") for part in ("--set", override)]
     alone = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -62,6 +65,8 @@ def measure(
     evaluate = [*program, "evaluate", str(run), "--data", str(test), "--no-calibration", "--json", "-q"]
     report = json.loads(subprocess.run(evaluate, check=True, env=alone, capture_output=True, text=True).stdout)
     report["seconds"] = seconds
+    scale = load_file(run / "best.safetensors").get("scale_2")  # of epbev, unless the recipe gives the weight
+    report["panorama_weight"] = None if scale is None else round(float(scale[0]) ** 2, 6)
     kept.write_text(json.dumps(report))
     print(f"{name}, seed {seed}: recall@1 {report['recall_at_1']:.1%}, {seconds:.0f} s", file=sys.stderr, flush=True)
     return dict(report)
@@ -123,6 +128,10 @@ def main() -> None:
         for line in branch_rows(name, reports):
             print(line)
         print(f"{name}: {mean(report['seconds'] for report in reports):.0f} s of training each", file=sys.stderr)
+    for name, reports in done.items():
+        chosen = [f"{report['panorama_weight']:g}" for report in reports if report["panorama_weight"] is not None]
+        if chosen:
+            print(f"{name}: panorama_weight chosen on the validation split, seed by seed: {', '.join(chosen)}")
 
 
 if __name__ == "__main__":

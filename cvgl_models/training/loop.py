@@ -46,7 +46,7 @@ from cvgl_models.training.preparing import (
 )
 from cvgl_models.training.ranks import Ranks
 from cvgl_models.training.steps import Step, seed_of, timed
-from cvgl_models.training.validation import Validator
+from cvgl_models.training.validation import Tunable, Validator
 from cvgl_models.transforms import Augment, Batch
 
 logger = logging.getLogger(__name__)
@@ -240,6 +240,9 @@ class Trainer:
         """Measure and keep the present weights unless earlier ones did better; the later of two equals stays."""
         step = self.state["step"]
         found = self.ranks.of_first(self._measured(validator))
+        for system in (self.system, self._judged()):  # an average copies what is not trained from the system
+            if isinstance(system, Tunable):
+                system.adopt(found.values)
         measured = list(found.score)
         better = measured > self.state["best"] or math.isnan(measured[0])
         self.state["worse"] = 0 if better else self.state["worse"] + 1
@@ -253,13 +256,15 @@ class Trainer:
     def _validator(self) -> Validator | PoseValidator:
         if self.system.task == "localization":
             return PoseValidator(self.validation, self.recipe, self.system, self.device)
-        return Validator(self.validation, self.recipe, query_views(self.system))
+        tune = self.system.tuned if isinstance(self.system, Tunable) else None
+        return Validator(self.validation, self.recipe, query_views(self.system), tune)
 
     def _measured(self, validator: Validator | PoseValidator) -> Measured:
         if isinstance(validator, PoseValidator):
             return validator.measure(self._judged())
         recall = validator.measure(self._embed)
-        return Measured(recall, {"validation_recall_at_1": recall[0], "validation_recall_at_10": recall[1]})
+        found = {"validation_recall_at_1": recall[0], "validation_recall_at_10": recall[1]}
+        return Measured(recall, {**found, **validator.chosen})
 
     def _mine(self, images: Images, epoch: int) -> None:
         """Take the neighbors of the epoch, found anew when it is their turn."""

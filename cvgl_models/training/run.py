@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from cvgl_data.dataset import CrossViewDataset
 from cvgl_data.types import Progress, Silent
 from cvgl_models.batches import open_for_views
-from cvgl_models.checkpoint import open_run
+from cvgl_models.checkpoint import held_run, open_run
 from cvgl_models.recipe import ModelRecipe
 from cvgl_models.training.loop import Limits, Trainer
 from cvgl_models.training.ranks import joined, own_device
@@ -50,7 +51,8 @@ def train(
         on_step: Given the logged values of every step, while the next one is computed.
 
     Raises:
-        WorkspaceError: If the folder belongs to another recipe or other data, or is no run folder.
+        WorkspaceError: If the folder belongs to another recipe or other data, is no run folder, is trained in by
+            another process, or cannot be written.
         CheckpointError: If files of the run are damaged.
         DatasetError: If an image cannot be decoded, or there is nothing to train on.
         RecipeError: If the recipe does not fit the data, the machine, or the number of processes.
@@ -58,10 +60,15 @@ def train(
     dataset = open_for_views(data, recipe.views, use_resized=recipe.loader.use_resized)
     started = time.monotonic()
     device = own_device()
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), joined(device) as ranks:
+    with (
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        joined(device) as ranks,
+        ExitStack() as held,
+    ):
         torch.manual_seed(recipe.seed)
         trainer = Trainer(recipe, dataset, out, device, progress or Silent(), ranks)
         if ranks.is_first:  # not before the recipe has proved to work
+            held.enter_context(held_run(out))
             open_run(out, recipe, fingerprint(dataset), overwrite=overwrite)
         ranks.wait()
         trainer.resume()

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cvgl_data.errors import RecipeError, UnknownNameError
+from cvgl_data.recipe import shipped_recipes
 from cvgl_models.backbones.dense import DenseEncoder
 from cvgl_models.backbones.dpt import DinoDpt
 from cvgl_models.backbones.unet import SmallUNet, VggUNet
@@ -305,6 +306,16 @@ def test_a_training_step_never_waits_for_the_device(positions: str) -> None:
         batch.uv.sum().item()
 
 
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_a_step_of_the_network_for_headings_does_not_either(epoch: int) -> None:
+    camera = torch.tensor([[70.0, 0.0, 64.0], [0.0, 70.0, 32.0], [0.0, 0.0, 1.0]]).expand(3, 3, 3)
+    network = {"heading": "network", "heading_range_deg": 10.0, "rotation_epochs": 1, "training_heading": "found"}
+    system = G2SWeakly(recipe(query="pinhole", **network))
+    system.begin_epoch(epoch)
+    with _NoSync():
+        sum(system.train().training_step(dataclasses.replace(batch_of(3), camera_B33=camera)).values()).backward()  # type: ignore[union-attr]
+
+
 def test_a_pinhole_camera_is_seen_as_far_as_it_reaches() -> None:
     camera = torch.tensor([[70.0, 0.0, 64.0], [0.0, 70.0, 32.0], [0.0, 0.0, 1.0]]).expand(3, 3, 3)
     batch = dataclasses.replace(batch_of(3), camera_B33=camera, heading_deg=torch.tensor([0.0, 90.0, 180.0]))
@@ -357,16 +368,16 @@ def test_other_views_and_encoders_are_refused() -> None:
         DenseEncoder("cvgl_smal_unet", [0])
 
 
-@pytest.mark.parametrize("name", ["g2sweakly-smoke", "g2sweakly-simulated", "g2sweakly-vigor", "g2sweakly-kitti"])
+@pytest.mark.parametrize("name", [name for name in shipped_recipes("models") if name.startswith("g2sweakly-")])
 def test_shipped_recipes_fit_together(name: str) -> None:
     shipped = load_recipe(name, ["encoder.pretrained=false"])
-    if shipped.encoder.backbone.startswith("dinov2"):
-        shipped = dataclasses.replace(
-            shipped, encoder=dataclasses.replace(shipped.encoder, backbone="dinov2_dpt_small")
-        )
-    system = G2SWeakly(shipped)
+    with torch.device("meta"):  # the published sizes: large networks without their weights
+        system = G2SWeakly(shipped)
     assert not system.selects_by_labels
     assert all(grid.origin == int(grid.origin) for grid in system.matcher.grids)
+    published = {"g2sweakly-vigor": [128], "g2sweakly-kitti": [128], "g2sweakly-vigor-dino": [74, 296]}
+    cells = [grid.reference for grid in system.matcher.grids]
+    assert cells == published.get(name, cells)
 
 
 # Encoders

@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import numpy as np
@@ -31,6 +32,10 @@ def ground_panorama(height):
 def test_scale_of_the_published_field_of_view():
     assert meters_per_px_from_fov(384, 170.0, 1.0) == pytest.approx(0.0595315, abs=1e-7)
     assert 384 / 2 * meters_per_px_from_fov(384, 170.0, 1.0) == pytest.approx(11.43005, abs=1e-5)
+    # a focal length in pixels is camera heights over the side of a pixel
+    assert 2.5 / meters_per_px_from_fov(384, 170.0, 2.5) == pytest.approx(16.79782, abs=5e-6)
+    assert 1 / meters_per_px_from_fov(512, 170.0, 1.0) == pytest.approx(22.3971, abs=5e-5)
+    assert 384 / 2 * meters_per_px_from_fov(384, 170.0, 2.5) == pytest.approx(28.6, abs=0.05)
     fov = fov_deg_from_side(99.6, 2.5)
     assert fov == pytest.approx(174.252, abs=1e-3)
     assert fov_deg_from_side(71.14, 2.5) == pytest.approx(171.96, abs=5e-3)
@@ -143,6 +148,17 @@ def test_places_of_the_published_scale_and_height(height, row, column, u, v):
 def test_row_of_a_distance(away_m, v):
     looked = bev_from_panorama(ramps(832, 1664), 3, away_m, 1.5)[0, 1]
     assert looked[1, 2].item() == pytest.approx(v, abs=1e-3)  # the pixel to the right of the camera's
+
+
+def test_rows_fall_from_the_nadir_to_the_horizon():
+    """832 straight down and 416 infinitely far; a picture ends half a pixel before its edge."""
+    looked = bev_from_panorama(ramps(832, 1664), 401, 0.05, 1.5)[0, 1]
+    rightwards = looked[200, 200:].tolist()
+    assert rightwards[0] == pytest.approx(831.5, abs=1e-9)
+    assert all(near > far for near, far in itertools.pairwise(rightwards))
+    assert looked.min() > 416
+    far = bev_from_panorama(ramps(832, 1664), 3, 1e6, 1.5)[0, 1, 1, 2].item()
+    assert far == pytest.approx(416, abs=1e-3)
 
 
 def test_a_ring_stays_a_ring_and_a_meridian_becomes_a_ray():

@@ -109,6 +109,24 @@ def test_golden_places_of_a_pinhole_camera(ahead_m: int, right_m: int, u: float,
     assert v_BSS[at] == pytest.approx(v, abs=5e-3)
 
 
+@pytest.mark.parametrize(
+    ("ahead_m", "v"),
+    [
+        (6.127, 255.0),  # the published first ground: index 255 of the last of 256 rows, taken for a place
+        (6.0799, 256.0),  # where rows have their centres at .5: the image ends at the lower edge of that row
+    ],
+)
+def test_first_visible_ground_of_a_pinhole_camera(ahead_m: float, v: float) -> None:
+    """Ground 5 cm nearer than the published number is still seen: the last row has an area, not a line."""
+    _, v_BSS, in_front_BSS = pinhole_places(KITTI_K, 3, ones(ahead_m), 1.65)
+    assert in_front_BSS[0, 0, 1]
+    assert v_BSS[0, 0, 1] == pytest.approx(v, abs=0.01)  # half a millimetre on the ground
+    for nearer_m, seen in ((0.001, v < 256), (-0.001, True)):
+        cell_m = ones(ahead_m - nearer_m)
+        _, mask_BSS = ground_from_pinhole(torch.ones(1, 1, 64, 256), (256, 1024), KITTI_K, 3, cell_m, 1.65)
+        assert mask_BSS[0, 0, 1] == seen
+
+
 def test_a_pinhole_camera_sees_a_wedge_in_front_of_it() -> None:
     seen, mask = ground_from_pinhole(torch.ones(1, 2, 64, 256), (256, 1024), KITTI_K, 81, ones(0.5), 1.65)
     assert torch.allclose(seen[0, 0], mask[0])

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cvgl_data.errors import RecipeError
 from cvgl_data.geo import distance_m, pixel_from_lonlat
+from cvgl_models.geometry.ground import panorama_places
 from cvgl_models.geometry.homography import apply_homography, homography_from_corners
 from cvgl_models.recipe import EncoderRecipe, ModelRecipe, ViewRecipe
 from cvgl_models.systems.hcnet import HCNet, losses
@@ -64,19 +65,21 @@ def batch(size: int = 3, seed: int = 0) -> Batch:
         (0, 256, 0, 0.055556),
         (256, 511, 0.5, 0.055772),
         (256, 0, -0.5, 0.055556),
+        (256, 256, None, 1),
         (200, 256, 0, 0.242209),
         (128, 128, -0.25, 0.078369),
     ],
 )
 def test_spherical_transform_numbers(row, column, x, y):
-    """Published coordinates (whole pixels are corners there) of a 512 px view of 170 degrees.
+    """Published coordinates of a 512 px view of 170 degrees, to all their digits.
 
-    They are angles of the panorama: x of half a turn from its centre, y of a quarter below the horizon. Read off a
-    panorama that holds its own angles, at the pixel corner that the published index means.
+    They are angles of the panorama: x of half a turn from its centre, y of a quarter below the horizon. The published
+    index k is the corner between two of 512 pixels, so the centre of pixel k of 513 of the same size: that view is
+    looked at, of a panorama that holds its own angles. Straight down there is no bearing.
     """
-    height = 1024
-    angles = (torch.arange(2 * height) + 0.5) / height - 1
-    below = (torch.arange(height) + 0.5) / height * 2 - 1
+    height, camera_m = 1024, 2.0
+    angles = (torch.arange(2 * height, dtype=torch.float64) + 0.5) / height - 1
+    below = (torch.arange(height, dtype=torch.float64) + 0.5) / height * 2 - 1
     pano = torch.stack(
         [
             (angles * math.pi).sin().expand(height, -1),
@@ -84,15 +87,30 @@ def test_spherical_transform_numbers(row, column, x, y):
             below[:, None].expand(-1, 2 * height),
         ]
     )[None]
-    view = panorama_top_view(pano, torch.zeros(1), 512, 170.0, 2.0)
-    # bilinear at the corner between four pixels; a pixel beyond the edge is its neighbor
-    padded = F.pad(view.image_BCSS, (1, 1, 1, 1), mode="replicate")[0]
-    corner = padded[:, row : row + 2, column : column + 2].mean((1, 2))
-    found_x = math.atan2(float(corner[0]), float(corner[1])) / math.pi
-    edge = 1.5e-3 if row in (0, 256) and column in (0, 256, 511) else 5e-4
-    assert (found_x - x + 1) % 2 - 1 == pytest.approx(0, abs=edge)
-    assert float(corner[2]) == pytest.approx(y, abs=edge)
-    assert view.meters_per_px * 256 == pytest.approx(11.43 * 2.0, abs=0.01)
+    one_more_deg = 2 * math.degrees(math.atan(513 / 512 * math.tan(math.radians(85))))
+    view = panorama_top_view(pano, torch.zeros(1), 513, one_more_deg, camera_m)
+    assert camera_m / view.meters_per_px == pytest.approx(22.3971, abs=5e-5)
+    assert view.meters_per_px * 256 == pytest.approx(11.43 * camera_m, abs=0.01)
+    sin, cos, looked_y = (float(value) for value in view.image_BCSS[0, :, row, column])
+    u_BSS, v_BSS = panorama_places(513, torch.tensor([view.meters_per_px]), camera_m)
+    if x is not None:
+        assert math.atan2(sin, cos) / math.pi == pytest.approx(x, abs=1e-6)
+        assert 2 * float(u_BSS[0, row, column]) - 1 == pytest.approx(x, abs=1e-6)
+    # an image ends half a pixel above its lower edge
+    assert looked_y == pytest.approx(min(y, 1 - 1 / height), abs=1e-6)
+    assert 2 * float(v_BSS[0, row, column]) - 1 == pytest.approx(y, abs=1e-6)
+
+
+def test_the_view_that_is_trained_with_has_its_centre_between_pixels():
+    """512 px: the published formula, with the half pixel between an index and the centre of its pixel."""
+    height = 256
+    below = ((torch.arange(height, dtype=torch.float64) + 0.5) / height * 2 - 1)[:, None].expand(1, 1, -1, 2 * height)
+    view = panorama_top_view(below, torch.zeros(1), 512, 170.0, 2.0)
+    assert view.camera_B2.tolist() == [[256.0, 256.0]]
+    offset_px = 255.5 - torch.arange(512, dtype=torch.float64)
+    away_px = torch.hypot(offset_px[:, None], offset_px)
+    expected = 2 / math.pi * torch.atan2(torch.tensor(256 / math.tan(math.radians(85))), away_px)
+    torch.testing.assert_close(view.image_BCSS[0, 0], expected.clamp(max=1 - 1 / height), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(("turned_deg", "ray"), [(0, "up"), (90, "left"), (-90, "right"), (180, "down")])

@@ -27,7 +27,7 @@ def turned(heading_deg: float, scale: float, shift: tuple[float, float], center:
 def test_similarity_is_recovered_from_its_corners():
     truth = turned(20, 0.8, (30, -12), 255.5)
     found = homography_from_corners(BOX, apply_homography(truth, BOX))
-    assert (found - truth).abs().max() < 1e-12 * 512
+    assert (found - truth).abs().max() < 1e-12  # of entries as large as 243 px
     center = apply_homography(found, torch.tensor([[[256.0, 256.0]]], dtype=torch.float64))[0, 0]
     torch.testing.assert_close(center, torch.tensor([285.739069, 244.012685], dtype=torch.float64), rtol=0, atol=1e-6)
     # clockwise here, counter-clockwise in the paper, whose formula gives -20 for it
@@ -43,7 +43,7 @@ def test_similarity_about_a_point():
     torch.testing.assert_close(similarity(center, shifted, 0.8 * one, 20 * one), turned(20, 0.8, (30, -12), 255.5))
 
 
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-11), (torch.float32, 1e-5)])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-13), (torch.float32, 1e-6)])
 def test_random_homographies_are_recovered(dtype, bound):
     """Points of a grid, in pixels relative to the side: 8 degrees of freedom, against the matrix that made them."""
     generator = torch.Generator().manual_seed(0)

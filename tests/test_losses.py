@@ -18,6 +18,40 @@ def test_identity(smoothing, expected):
     assert info_nce(eye, eye, 1 / 0.07, smoothing) == pytest.approx(expected, rel=0.06 if smoothing == 0 else 1e-6)
 
 
+@pytest.mark.parametrize(
+    ("pairs", "smoothed", "plain"),
+    [(2, 0.714286, 6.2e-7), (4, 1.071430, 1.9e-6), (16, 1.339295, 9.4e-6), (128, 1.417490, 7.9e-5)],
+)
+def test_perfect_embeddings_of_a_batch(pairs, smoothed, plain):
+    """What is left of the loss when all similarities are 0 or 1 is the smoothing, and grows with the batch."""
+    eye = torch.eye(pairs).tolist()
+    assert info_nce(eye, eye, 1 / 0.07, 0.1) == pytest.approx(smoothed, abs=1e-6)
+    # the golden has two digits, and float32 beside a logit of 14 has steps of 1e-6
+    assert info_nce(eye, eye, 1 / 0.07) == pytest.approx(plain, rel=0.01, abs=1.5e-7)
+    exact = math.log(math.exp(1 / 0.07) + pairs - 1) - (0.9 + 0.1 / pairs) / 0.07
+    assert smoothed == pytest.approx(exact, abs=5e-7)
+
+
+@pytest.mark.parametrize(("smoothing", "expected"), [(0.1, 1.419862), (0.0, 1.191290)])
+def test_two_pairs_of_which_one_is_taken_for_the_other(smoothing, expected):
+    """Similarities [[.8, 0], [.96, .8]]: an asymmetric matrix, whose rows and columns lose alike."""
+    query, reference = [[1.0, 0.0], [0.6, 0.8]], [[0.8, 0.6], [0.0, 1.0]]
+    assert info_nce(query, reference, 1 / 0.07, smoothing) == pytest.approx(expected, abs=1e-6)
+    assert info_nce(reference, query, 1 / 0.07, smoothing) == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_scale_begins_at_that_of_the_papers():
+    loss = SymmetricInfoNCE()
+    assert loss.logit_scale.item() == pytest.approx(2.659260, abs=5e-7)
+    assert loss.logit_scale.exp().item() == pytest.approx(14.2857, abs=5e-5)
+    assert loss.label_smoothing == 0.1
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
+def test_equal_features_of_16_pairs(smoothing):
+    assert info_nce([[0.5, -2.0]] * 16, [[0.5, -2.0]] * 16, 1 / 0.07, smoothing) == pytest.approx(2.772589, abs=1e-6)
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
 def test_equal_features(smoothing):
     assert info_nce([[1.0, 2.0]] * 4, [[1.0, 2.0]] * 4, 1 / 0.07, smoothing) == pytest.approx(math.log(4), rel=1e-6)

@@ -22,6 +22,7 @@ from cvgl_models.metrics import (
     recall_at_k,
     retrieval_report,
 )
+from cvgl_models.retrieval import ranks
 
 
 def make_truth(num_queries, num_references, positives, seed=0):
@@ -223,6 +224,24 @@ def test_legacy_metrics_count_as_published_code_does():
     sims = [[0.9, 0.1, 0.2, 0.3], [0.5, 0.4, 0.6, 0.1], [0.1, 0.2, 0.3, 0.4], [0.7] * 4]
     own = (np.arange(5), np.arange(4))
     assert legacy_metrics(np.array(sims), np.eye(4), np.arange(4), own)["recall_at_1"] == 0.5
+
+
+def test_ties_of_the_published_toy_count_against_the_query():
+    """Strictly greater ones alone give ranks 0, 2, 1, 0; the last query is as near to all references."""
+    sims = torch.tensor([[0.9, 0.1, 0.2, 0.3], [0.5, 0.4, 0.6, 0.1], [0.1, 0.2, 0.3, 0.4], [0.7] * 4])
+    found = ranks(sims, torch.eye(4), [0, 1, 2, 3])
+    assert found.tolist() == [0, 2, 1, 3]
+    assert [recall_at_k(found.numpy(), k) for k in (1, 2, 3, 4)] == [0.25, 0.5, 0.75, 1.0]
+
+
+@pytest.mark.parametrize(("semi", "hit"), [([0, 1, 3], 1.0), ([0, 3, 4], 0.0)])
+def test_strict_hits_of_vigor(semi, hit):
+    """The positive is third: a miss at 1, a hit at 5, and a strict hit if those before it are semi-positives."""
+    sims, covering = torch.tensor([[0.9, 0.8, 0.7, 0.6, 0.5]]), (np.array([0, 4]), np.array([2, *semi]))
+    rank = ranks(sims, torch.eye(5), [2]).numpy()
+    assert (recall_at_k(rank, 1), recall_at_k(rank, 5)) == (0.0, 1.0)
+    assert hit_rate_strict(sims, torch.eye(5), [2], covering) == hit
+    assert hit_rate_cover(sims, torch.eye(5), covering) == 1.0
 
 
 @pytest.mark.parametrize("value", [0.1, np.nan])

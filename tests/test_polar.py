@@ -84,6 +84,16 @@ def test_they_do_with_the_middle_as_centre_and_not_with_the_published_one():
     assert errors["published"] > 0.1
 
 
+def test_the_published_centre_is_one_pixel_off_in_a_mirror():
+    """It lies half a pixel right of the middle, so a mirrored image is seen from one pixel further left."""
+    image = picture()
+    image[..., [0, 1, -2, -1]] = image[..., [0, 1, -2, -1], :] = 0  # no edge to look beyond
+    mirrored = (-torch.arange(48)) % 48
+    flipped = polar_transform(image.flip(-1), (20, 48), center="published")
+    beside = polar_transform(image.roll(1, -1), (20, 48), center="published")
+    torch.testing.assert_close(flipped, beside[..., mirrored], atol=1e-11, rtol=0)
+
+
 def test_north_is_in_the_middle_and_the_outside_on_top():
     image = torch.zeros(1, 1, 64, 64)
     image[0, 0, :8] = 1

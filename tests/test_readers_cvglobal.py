@@ -6,12 +6,16 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyproj
 import pytest
 from published import make
 
 from cvgl_data.dataset import open_dataset
 from cvgl_data.errors import DatasetError, DatasetNotFoundError, RecipeError, UnknownNameError
+from cvgl_data.geo import gsd_m, pixel_from_lonlat
 from cvgl_data.readers.cvglobal import StreetName, parse_street_name
+from cvgl_data.readers.tables import uv_from_coordinates, window_columns
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +33,39 @@ def test_the_published_example_of_a_name():
     name = "40.75290377,-73.97958215_2022-08_mpyEVlsley4foc-t1ndVpA_d62_z3.jpg"
     expected = StreetName(40.75290377, -73.97958215, "2022-08", "mpyEVlsley4foc-t1ndVpA", 62.0, 3)
     assert parse_street_name(name) == expected
+
+
+def test_the_published_example_on_a_map():
+    """Its tile of zoom 18, the pixel in it, and by how much a cut of whole tiles about it would be off."""
+    name = parse_street_name("40.75290377,-73.97958215_2022-08_mpyEVlsley4foc-t1ndVpA_d62_z3.jpg")
+    x, y = (float(value) for value in pixel_from_lonlat(name.lon, name.lat, 18))
+    assert (x // 256, y // 256) == (77201, 98522)
+    assert (x % 256, y % 256) == pytest.approx((182.3409, 146.4922), abs=5e-5)
+    gsd = float(gsd_m(name.lat, 18))
+    assert gsd == pytest.approx(0.452371, abs=5e-7)
+    off_px = x % 256 - 128, y % 256 - 128
+    assert off_px == pytest.approx((54.3, 18.5), abs=0.05)
+    assert [gsd * each for each in off_px] == pytest.approx([24.6, 8.4], abs=0.05)
+    # EPSG:3857 is the same plane in metres at the equator, about its middle
+    projected = pyproj.Transformer.from_crs(4326, 3857, always_xy=True).transform(name.lon, name.lat)
+    assert projected == pytest.approx((-8235369.414, 4975963.061), abs=1e-3)
+    equator_m, middle_px = float(gsd_m(0, 18)), 128 * 2**18
+    assert ((x - middle_px) * equator_m, (middle_px - y) * equator_m) == pytest.approx(projected, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("lon", "lat"), [(-73.97958215, 40.75290377), (0.0, 0.0), (179.9999, -51.3), (2.3522, 48.8566)]
+)
+def test_a_map_about_a_place_has_it_in_the_middle(lon, lat):
+    """Also on the border of tiles: pixels are whole, and where the place lies between them is told by u and v."""
+    columns = window_columns([lon], [lat], 256, 18)
+    references = pa.table({name: columns[name] for name in ("lon", "lat", "x", "y")} | {"size": [256], "zoom": [18]})
+    row = np.zeros(1, np.int64)
+    uv = uv_from_coordinates(pa.table({"lon": [lon], "lat": [lat]}), references, row, row)
+    assert uv[0] == pytest.approx([128, 128], abs=0.01)
+    x, y = pixel_from_lonlat(lon, lat, 18)
+    assert abs(float(columns["x"][0] + 128 - x)) <= 0.5
+    assert abs(float(columns["y"][0] + 128 - y)) <= 0.5
 
 
 @pytest.mark.parametrize("pano_id", ["__________________d1_z", "a-b_c_d62_z3_d9_z9_ABC", "-_-_-_-_-_-_-_-_-_-_-_"])

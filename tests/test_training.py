@@ -77,6 +77,22 @@ def test_schedule(step, expected):
     assert learning_rate(step, 1000, 100, 1e-3) == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("step", "expected", "bound"),
+    [
+        (0, 0, 0),
+        (5_092, 4.9995e-4, 5e-9),
+        (10_185, 1e-3, 0),
+        (203_700, 5.20133e-4, 5e-10),
+        (407_399, 0, 2e-14),
+        (407_400, 0, 0),
+    ],
+)
+def test_schedule_of_the_published_run_on_cvcities(step, expected, bound):
+    """162,954 pairs by 16 are 10,185 steps per epoch; the first of 40 epochs is the warm-up."""
+    assert abs(learning_rate(step, 407_400, 10_185, 1e-3) - expected) <= bound
+
+
 def test_what_a_run_leaves(uninterrupted, toy):
     assert {path.name for path in uninterrupted.iterdir()} == {
         "recipe.toml", "environment.json", "metrics.jsonl", "best.safetensors", "checkpoints",

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cvgl_models.geometry.resampling import resample
+
 
 def correlation_volume(query_BChw: Tensor, reference_BCHW: Tensor, *, normalize: bool = False) -> Tensor:
     """Return the (B, h, w, H, W) float32 products of every cell of one map with every cell of the other.
@@ -65,9 +67,7 @@ def look_up(pyramid: list[Tensor], place_Bhw2: Tensor, radius: int) -> Tensor:
     for level, volume_BhwHW in enumerate(pyramid):
         place_N112 = place_Bhw2.flatten(0, 2)[:, None, None] / 2**level
         grid_NKK2 = _grid(place_N112 + window_KK2, volume_BhwHW)
-        window_N1KK = F.grid_sample(
-            volume_BhwHW.flatten(0, 2)[:, None], grid_NKK2.to(volume_BhwHW.dtype), align_corners=False
-        )
+        window_N1KK = resample(volume_BhwHW.flatten(0, 2)[:, None], grid_NKK2, "zeros")
         found.append(window_N1KK.reshape(batch, h, w, -1))
     return torch.cat(found, -1).permute(0, 3, 1, 2)
 
@@ -79,8 +79,7 @@ def sample_at(map_BCHW: Tensor, place_B2: Tensor) -> Tensor:
         map_BCHW: One map for each item.
         place_B2: (u, v) in cells; the centre of the first cell is (.5, .5).
     """
-    grid_B112 = _grid(place_B2[:, None, None], map_BCHW).to(map_BCHW.dtype)
-    return F.grid_sample(map_BCHW, grid_B112, padding_mode="border", align_corners=False)[:, :, 0, 0]
+    return resample(map_BCHW, _grid(place_B2[:, None, None], map_BCHW))[:, :, 0, 0]
 
 
 def _grid(place_2: Tensor, maps_HW: Tensor) -> Tensor:

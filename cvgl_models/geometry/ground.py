@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cvgl_models.geometry.resampling import resample
+
 _NEAREST_M = 1e-6  # in front of a pinhole camera
 
 
@@ -67,7 +69,7 @@ def ground_from_panorama(
     # One more column at each end, so that between the last column and the first one there is no edge.
     wrapped_BChv = F.pad(map_BChw, (1, 1, 0, 0), mode="circular")
     grid_BSS2 = torch.stack([2 * (u_BSS * width + 1) / (width + 2) - 1, 2 * v_BSS - 1], -1)
-    return F.grid_sample(wrapped_BChv, grid_BSS2.to(map_BChw.dtype), padding_mode="border", align_corners=False)
+    return resample(wrapped_BChv, grid_BSS2)
 
 
 def pinhole_places(
@@ -124,6 +126,6 @@ def ground_from_pinhole(
     grid_BSS2 = torch.stack([2 * u_BSS / width - 1, 2 * v_BSS / height - 1], -1)
     seen_BSS = in_front_BSS & (grid_BSS2.abs() <= 1).all(-1)
     grid_BSS2 = torch.where(seen_BSS[..., None], grid_BSS2, grid_BSS2.new_full((), 2.0))
-    sampled_BCSS = F.grid_sample(map_BChw, grid_BSS2.to(map_BChw.dtype), padding_mode="border", align_corners=False)
+    sampled_BCSS = resample(map_BChw, grid_BSS2)
     mask_BSS = seen_BSS.to(map_BChw.dtype)
     return sampled_BCSS * mask_BSS[:, None], mask_BSS

@@ -278,7 +278,8 @@ class Trainer:
     def _embed(self, images: Images, side: str, index_N: NDArray[np.int64]) -> Tensor:
         precision, judged = self.recipe.optim.precision, self._judged()
         assert isinstance(judged, RetrievalModule)
-        return embed_together(judged, images, side, index_N, precision, self.device, self.ranks)
+        embedded = embed_together(judged, images, side, index_N, precision, self.device, self.ranks)
+        return embedded.to(self.device)  # where it is searched
 
     def _judged(self) -> SystemModule:
         """Return the weights that are validated and kept."""

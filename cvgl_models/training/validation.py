@@ -84,5 +84,5 @@ class Validator:
             if self.chosen:
                 told = ", ".join(f"{name} {value:g}" for name, value in self.chosen.items())
                 logger.info("chosen on the validation split: %s", told)
-        found = rank_of_positives(query_QD, reference_RD, self.positives_Q)
+        found = rank_of_positives(query_QD, reference_RD, self.positives_Q).cpu()
         return recall_at_k(found, 1), recall_at_k(found, 10)

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from pretended import CUDA, pretended_device
 from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -24,7 +25,7 @@ from cvgl_models.systems.ccvpe.targets import (
     matching_loss,
     position_loss,
 )
-from cvgl_models.transforms import Batch, turn_panorama
+from cvgl_models.transforms import Batch, flip, turn_panorama
 
 VIGOR, KITTI = Ring(20), Ring(16, 8, 90.0)
 RINGS = [VIGOR, KITTI, Ring(20, 1, 180), Ring(20, 1, 90), Ring(20, 1, 108), Ring(6, 2, 360)]
@@ -404,17 +405,94 @@ def test_masked_columns_do_not_count():
     torch.testing.assert_close(cell_m, torch.full((3,), 2.0))
 
 
-def test_pinhole_columns_are_spread_by_azimuth():
-    """A map that holds its own azimuth comes out evenly spaced; columns beyond the picture weigh nothing."""
-    width, focal, center = 256, 145.745, 130.0  # KITTI at a quarter of the size, 82.6 degrees
-    u = torch.arange(64) * 4 + 2.0
-    azimuth = torch.atan((u - center) / focal) - math.atan((width / 2 - center) / focal)
-    camera = torch.tensor([[focal, 0, center], [0, focal, 32], [0, 0, 1]])[None]
-    columns, seen = columns_by_azimuth(azimuth.rad2deg().expand(1, 1, 5, 64), camera, width, 32, 90.0)
+FOCAL, WIDTH = 145.745, 256  # KITTI at a quarter of the size, 82.6 degrees
+
+
+def camera_at(center: float) -> torch.Tensor:
+    """Return the intrinsics of a camera whose optical axis meets the picture in a column."""
+    return torch.tensor([[FOCAL, 0, center], [0, FOCAL, 32], [0, 0, 1]])[None]
+
+
+def in_cells(camera: torch.Tensor) -> torch.Tensor:
+    """Return the intrinsics for a picture that is one pixel for each cell of the map, 64 wide."""
+    return camera * torch.tensor([0.25, 1, 1])[:, None]
+
+
+def azimuths_deg(center: float) -> torch.Tensor:
+    """Return where the 64 cells of a map look, clockwise of the optical axis."""
+    return torch.atan((torch.arange(64) * 4 + 2.0 - center) / FOCAL).rad2deg()
+
+
+@pytest.mark.parametrize(("center", "seen_from", "seen_to"), [(130.0, 1, 31), (60.0, 8, 32), (196.0, 0, 24)])
+def test_pinhole_columns_are_spread_by_azimuth(center, seen_from, seen_to):
+    """A map that holds its own azimuth comes out evenly spaced about the optical axis, wherever that is in the picture.
+
+    Columns beyond the picture weigh nothing.
+    """
+    own = azimuths_deg(center).expand(1, 1, 5, 64)
+    columns, seen = columns_by_azimuth(own, camera_at(center), WIDTH, 32, 90.0)
     expected = (torch.arange(32) + 0.5 - 16) * 90 / 32
-    assert seen[0].tolist() == [0.0] + [1.0] * 30 + [0.0]
-    torch.testing.assert_close(columns[0, 0, 2, 1:-1], expected[1:-1], rtol=0, atol=0.4)
-    assert not columns[0, 0, :, [0, -1]].any()
+    in_picture = [0 <= center + FOCAL * math.tan(math.radians(angle)) <= WIDTH for angle in expected.tolist()]
+    assert seen[0].tolist() == [float(inside) for inside in in_picture]
+    assert [seen_from <= column < seen_to for column in range(32)] == in_picture
+    inner = slice(seen_from + 1, seen_to - 1)  # the outermost may lie beyond the middle of the last cell
+    torch.testing.assert_close(columns[0, 0, 2, inner], expected[inner], rtol=0, atol=0.05)
+    assert not columns[0, 0, :, seen[0] == 0].any()
+
+
+def test_pinhole_columns_of_a_mirrored_picture_are_mirrored():
+    generator = torch.Generator().manual_seed(0)
+    picture = torch.rand(1, 3, 5, 64, generator=generator)
+    before = Batch(
+        query=picture, reference=torch.zeros(1, 3, 8, 8), uv=torch.zeros(1, 2), heading_deg=torch.tensor([30.0]),
+        camera_B33=in_cells(camera_at(60.0)),
+    )  # fmt: skip
+    after = flip(before, torch.tensor([True]))
+    (one, seen), (other, seen_other) = (
+        columns_by_azimuth(b.query, b.camera_B33, 64, 32, 90.0) for b in (before, after)
+    )
+    assert not torch.equal(seen, seen.flip(1))
+    assert torch.equal(seen_other, seen.flip(1))
+    torch.testing.assert_close(other, one.flip(3), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("center", [60.0, 130.0, 196.0])
+@pytest.mark.parametrize("mirror", [False, True])
+def test_a_pinhole_camera_is_found_where_its_axis_looks(center, mirror):
+    """Its heading is that of the optical axis, as everywhere else, not of the picture's middle 25 degrees beside."""
+    phase = torch.tensor([0.0, 1.0, 2.5, 4.0])
+
+    def looks(bearing_deg: torch.Tensor) -> torch.Tensor:
+        """Return what is seen in a direction, (..., 4)."""
+        return (bearing_deg.deg2rad()[..., None] * torch.tensor([1.0, 2.0, 3.0, 5.0]) + phase).sin()
+
+    sign = -1.0 if mirror else 1.0
+    around = looks(sign * ((torch.arange(128) + 0.5) * (360 / 128) - 180))
+    for k in (0, 5, 12):
+        heading = float(KITTI.headings_deg()[k])
+        seen = looks(heading + azimuths_deg(center)).T[None, :, None].expand(-1, -1, 3, -1)
+        pair = Batch(
+            query=seen, reference=torch.zeros(1, 3, 8, 8), uv=torch.zeros(1, 2), heading_deg=torch.tensor([heading]),
+            camera_B33=in_cells(camera_at(center)),
+        )  # fmt: skip
+        pair = flip(pair, torch.tensor([mirror]))
+        columns, weight = columns_by_azimuth(pair.query, pair.camera_B33, 64, 32, 90.0)
+        scores = ring_scores(columns[:, :, 1].transpose(1, 2), around.flatten()[None, :, None, None], KITTI, weight)
+        found = peak_heading_deg(scores[:, :, 0, 0], KITTI)
+        assert int(scores.argmax()) == (-k % 16 if mirror else k)
+        assert float((found - pair.heading_deg + 180) % 360 - 180) == pytest.approx(0, abs=3.0)
+        assert float(scores.max()) > 0.999
+
+
+def test_half_precision_does_not_move_columns():
+    """A place in bfloat16 would be off by a sixth of a cell here; only the values may be rounded."""
+    own = torch.linspace(-1, 1, 64).expand(1, 1, 5, 64).bfloat16()
+    exact, _ = columns_by_azimuth(own.float(), camera_at(60.0), WIDTH, 32, 90.0)
+    for context in (torch.autocast("cpu", enabled=False), torch.autocast("cpu", torch.bfloat16)):
+        with context:
+            half, seen = columns_by_azimuth(own, camera_at(60.0), WIDTH, 32, 90.0)
+        assert half.dtype == seen.dtype == torch.bfloat16
+        assert torch.equal(half, exact.bfloat16())
 
 
 def test_pinhole_queries_are_located():
@@ -477,3 +555,14 @@ def test_mixed_precision_stays_finite():
     assert all(value.grad.isfinite().all() for value in model.parameters() if value.grad is not None)
     assert pose.xy_m_B2.isfinite().all()
     assert pose.score_map_BHW.dtype == torch.float32
+
+
+def test_pinhole_columns_are_not_waited_for(monkeypatch):
+    maps, cameras = torch.zeros(2, 3, 5, 64), camera_at(60.0).repeat(2, 1, 1)
+    with pretended_device(monkeypatch) as device:
+        maps, cameras = device.tensor(maps), device.tensor(cameras)
+        with device.listed() as found:
+            columns, seen = columns_by_azimuth(maps, cameras, WIDTH, 32, 90.0)
+        assert found == []
+        assert columns.shape == (2, 3, 5, 32)
+        assert columns.device == seen.device == CUDA

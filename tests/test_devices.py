@@ -115,8 +115,8 @@ def test_inference_stays_on_the_device(device, name, overrides):
 @pytest.mark.parametrize("query", ["panorama", "bev", "pinhole"])
 def test_random_changes_wait_for_nothing(device, query):
     with unset_fake_temporarily():
-        every = {name: 1.0 for name in ("flip", "rotate", "color", "color_together", "blur", "cut")}
-        turned = {"panorama": {"heading_noise_deg": 45.0}, "bev": {"turn_deg": 45.0}, "pinhole": {}}[query]
+        every = dict.fromkeys(("flip", "rotate", "color", "color_together", "blur", "cut"), 1.0)
+        turned = {"turn_deg": 45.0} if query == "bev" else {"heading_noise_deg": 45.0}
         augment = Augment(AugmentRecipe(**every, **turned, zoom=0.1, shift=0.1), query)
         views = dataclasses.replace(
             load_recipe("hcnet-smoke").views, query="pinhole" if query == "pinhole" else "panorama"

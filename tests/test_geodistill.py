@@ -393,6 +393,7 @@ def test_a_network_learns_and_tells_the_heading(run: Path) -> None:
         ("geodistill-simulated", "g2sweakly-simulated"),
         ("geodistill-vigor", "g2sweakly-vigor"),
         ("geodistill-vigor-dino", "g2sweakly-vigor-dino"),
+        ("geodistill-kitti", "g2sweakly-kitti"),
         ("geodistill-ccvpe-smoke", "ccvpe-smoke"),
         ("geodistill-ccvpe-simulated", "ccvpe-simulated"),
     ],
@@ -447,3 +448,22 @@ def test_a_training_step_never_waits_for_the_device(run: Path) -> None:
     batch = batch_of(3, noise_deg=45.0)
     with _NoSync():
         sum(system.training_step(batch).values()).backward()  # type: ignore[union-attr]
+
+
+def test_teacher_and_student_look_the_same_way(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bearing is settled once, by the teacher, from the whole view."""
+    system, batch = GeoDistill(recipe_from(run, noise_deg=30.0)).train(), batch_of(3, noise_deg=30.0)
+    told: list[tuple[bool, torch.Tensor]] = []
+    for kind, module in (("teacher", system.teacher.model), ("student", system.student)):
+        whole = module.score_maps
+
+        def score_maps(given: Batch, mask: Any = None, kind: str = kind, whole: Any = whole) -> Any:
+            told.append((kind == "teacher", given.heading_prior_deg))
+            return whole(given, mask)
+
+        monkeypatch.setattr(module, "score_maps", score_maps)
+    system.training_step(batch)
+    assert [is_teacher for is_teacher, _ in told] == [True, False]
+    assert torch.equal(told[0][1], told[1][1])
+    assert torch.equal(told[0][1][:, 0], batch.heading_deg)  # the label, where it may be read
+    assert not told[0][1][:, 1].any()

@@ -14,6 +14,8 @@ from toy_dataset import GSD_M, toy_dataset
 import cvgl_models.localization.evaluation as evaluation_module
 from cvgl_data.errors import DatasetError, RecipeError
 from cvgl_data.geo import distance_m
+from cvgl_data.selection import choose_ids
+from cvgl_models.evaluation.conditions import Conditions
 from cvgl_models.localization.conditions import PoseConditions, with_prior, without
 from cvgl_models.localization.predicting import Collected, Show, in_order, localize, only_pairs, truth_and_poses
 from cvgl_models.training import train
@@ -81,6 +83,16 @@ def test_turns_depend_on_id_and_seed_alone():
     assert PoseConditions(heading_noise_deg=180.0).turns_deg(names) == pytest.approx(turns * 9)
     assert np.abs(turns).mean() == pytest.approx(10.0, rel=0.05)
     assert not PoseConditions().turns_deg(names).any()
+
+
+def test_queries_drawn_by_their_ids_are_shown_at_all_headings():
+    """Datasets are thinned out by a hash of seed and id, too: the same hash would leave a few headings only."""
+    chosen = choose_ids([f"q{number}" for number in range(20_000)], 1000)
+    turns = PoseConditions(heading_noise_deg=180.0).turns_deg(chosen)
+    looks = Conditions(heading="unknown").headings_deg(chosen)
+    for low in range(-180, 180, 60):
+        assert ((turns >= low) & (turns < low + 60)).mean() == pytest.approx(1 / 6, abs=0.04)
+        assert ((looks >= low + 180) & (looks < low + 240)).mean() == pytest.approx(1 / 6, abs=0.04)
 
 
 @pytest.mark.parametrize(

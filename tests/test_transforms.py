@@ -5,8 +5,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pretended import CUDA, pretended_device
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-from cvgl_models.recipe import AugmentRecipe
+from cvgl_data.errors import RecipeError
+from cvgl_models.recipe import AugmentRecipe, load_recipe
 from cvgl_models.transforms import (
     Augment,
     Batch,
@@ -189,3 +192,97 @@ def test_colors_can_change_together():
         batch, torch.Generator().manual_seed(0)
     )
     assert (alone.query - alone.reference).abs().mean() > 0.01
+
+
+def headed_batch(size, view):
+    """Return pairs whose headings are known, of panoramas to north, of cameras to anywhere."""
+    heading = torch.linspace(-170, 170, size) if view == "pinhole" else torch.zeros(size)
+    camera = torch.tensor([[40.0, 0, 25], [0, 45, 15], [0, 0, 1]]).expand(size, 3, 3)
+    return Batch(
+        query=torch.rand(size, 3, 8, 64),
+        reference=torch.rand(size, 3, 16, 16),
+        uv=torch.rand(size, 2) * 16,
+        heading_deg=heading,
+        heading_prior_deg=torch.stack([heading, torch.zeros(size)], 1),
+        camera_B33=camera if view == "pinhole" else None,
+    )
+
+
+NO_CHANGE = {"flip": 0.0, "rotate": 0.0, "color": 0.0, "blur": 0.0, "cut": 0.0}
+
+
+def off_deg(batch):
+    """Return how far what is told lies clockwise of the true headings."""
+    return (batch.heading_prior_deg[:, 0] - batch.heading_deg + 180) % 360 - 180
+
+
+def test_a_camera_is_told_a_heading_that_is_off():
+    """Its picture and its true heading stay: only what is known changes, by as much as at evaluation."""
+    batch = headed_batch(2000, "pinhole")
+    noisy = Augment(AugmentRecipe(**NO_CHANGE, heading_noise_deg=20.0), "pinhole")(
+        batch, torch.Generator().manual_seed(3)
+    )
+    torch.testing.assert_close(noisy.heading_deg, batch.heading_deg)
+    torch.testing.assert_close(noisy.query, batch.query)
+    assert torch.equal(noisy.uv, batch.uv)
+    assert noisy.heading_prior_deg[:, 1].tolist() == [20.0] * 2000
+    assert (noisy.heading_prior_deg[:, 0] > -180).all()
+    assert (noisy.heading_prior_deg[:, 0] <= 180).all()
+    off = off_deg(noisy)
+    assert off.abs().max() <= 20.001
+    assert off.min() < -19
+    assert off.max() > 19
+    assert float(off.mean()) == pytest.approx(0, abs=1.0)
+    assert float(off.abs().mean()) == pytest.approx(10, abs=0.6)  # uniform
+    exact = Augment(AugmentRecipe(**NO_CHANGE), "pinhole")(batch, torch.Generator().manual_seed(3))
+    torch.testing.assert_close(exact.heading_prior_deg, batch.heading_prior_deg)
+
+
+@pytest.mark.parametrize("view", ["pinhole", "panorama"])
+def test_what_is_known_of_a_heading_stays_true_through_all_changes(view):
+    batch = headed_batch(500, view)
+    recipe = AugmentRecipe(flip=0.5, rotate=0.75, heading_noise_deg=15.0, color=0.0, blur=0.0, cut=0.0)
+    changed = Augment(recipe, view)(batch, torch.Generator().manual_seed(1))
+    assert changed.heading_prior_deg[:, 1].tolist() == [15.0] * 500
+    column_deg = 360 / 64 / 2  # a panorama is turned by whole columns
+    assert off_deg(changed).abs().max() <= 15 + (column_deg if view == "panorama" else 1e-4)
+    assert off_deg(changed).abs().max() > 14
+    assert len(changed.heading_deg.round().unique()) > 4
+
+
+def test_the_error_of_a_heading_is_drawn_before_all_else():
+    """So a camera's error is the turn of the panorama of the same number: as much clockwise, seen from the other."""
+    recipe = AugmentRecipe(**NO_CHANGE, heading_noise_deg=90.0)
+    camera, pano = (
+        Augment(recipe, view)(headed_batch(50, view), torch.Generator().manual_seed(2))
+        for view in ("pinhole", "panorama")
+    )
+    torch.testing.assert_close(off_deg(camera), pano.heading_deg, rtol=0, atol=360 / 64 / 2 + 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (('views.query="bev"', "augment.heading_noise_deg=10"), "pinhole pictures and for panoramas"),
+        (("views.bev_px=32", "augment.heading_noise_deg=10"), "without a top view"),
+        (("augment.heading_noise_deg=181",), "at most 180"),
+    ],
+)
+def test_heading_noise_that_does_not_fit_is_refused(overrides, said):
+    with pytest.raises(RecipeError, match=said):
+        load_recipe("sample4geo-smoke", overrides)
+    load_recipe("sample4geo-smoke", ['views.query="pinhole"', "augment.heading_noise_deg=180"])
+
+
+def test_a_camera_that_is_told_an_error_is_not_waited_for(monkeypatch):
+    with pretended_device(monkeypatch) as device:
+        with unset_fake_temporarily():
+            batch = headed_batch(4, "pinhole")
+            augment = Augment(AugmentRecipe(flip=1.0, rotate=1.0, heading_noise_deg=10.0), "pinhole")
+            generator = torch.Generator().manual_seed(0)
+        parts = {item.name: getattr(batch, item.name) for item in dataclasses.fields(batch)}
+        moved = Batch(**{name: None if part is None else device.tensor(part) for name, part in parts.items()})
+        with device.listed(is_mixed=False) as found:
+            changed = augment(moved, generator)
+        assert found == []
+        assert changed.heading_prior_deg.device == CUDA

@@ -6,20 +6,17 @@ not depend on the order of queries, nor on which others there are.
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from cvgl_data.dataset import CrossViewDataset
 from cvgl_data.errors import RecipeError
+from cvgl_models.turned import drawn_shares, turned
 
 _CHOICES = {"heading": ("known", "unknown"), "fill": ("zero", "crop")}
 
@@ -68,19 +65,13 @@ class Conditions:
         """Return where the cameras look, degrees clockwise from north, in [0, 360)."""
         if self.is_plain or (self.fill == "crop" and self.heading == "known" and self.fov_deg < 360):
             return np.zeros(len(query_ids))
-        digests = [hashlib.sha256(f"{self.seed}:{name}".encode()).digest() for name in query_ids]
-        return np.array([int.from_bytes(digest[:6], "big") / 2**48 * 360 for digest in digests])
+        return drawn_shares(query_ids, self.seed) * 360
 
     def turned(self, dataset: CrossViewDataset) -> CrossViewDataset:
         """Return the dataset with headings such that its panoramas are rolled to the camera's heading, not to north."""
         if self.heading == "known":
             return dataset
-        queries = dataset.queries
-        index = queries.schema.get_field_index("heading_deg")
-        known = np.nan_to_num(pc.fill_null(queries["heading_deg"], 0.0).to_numpy().astype(np.float64))
-        turned = (known - self.headings_deg(queries["query_id"].to_pylist())) % 360
-        column = pa.array(turned, queries.schema.field(index).type)
-        return dataclasses.replace(dataset, queries=queries.set_column(index, "heading_deg", column))
+        return turned(dataset, self.headings_deg(dataset.queries["query_id"].to_pylist()))
 
     def limited(self, batches: Iterator[Tensor], query_ids: Sequence[str], view: str) -> Iterator[Tensor]:
         """Yield the batches (N, 3, H, W) of all queries, in their order, with only what is seen.

@@ -7,19 +7,18 @@ there are.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
 from cvgl_data.dataset import CrossViewDataset
 from cvgl_data.errors import RecipeError
 from cvgl_models.transforms import Batch
+from cvgl_models.turned import drawn_shares, turned
 
 PAIRS = ("positive", "covering")
 
@@ -64,20 +63,13 @@ class PoseConditions:
         """Return by how much each query is turned, in [-noise, noise): the bearing of the view's centre column."""
         if not self.heading_noise_deg:
             return np.zeros(len(query_ids))
-        digests = [hashlib.sha256(f"{self.seed}:{name}".encode()).digest() for name in query_ids]
-        share = np.array([int.from_bytes(digest[:6], "big") / 2**48 for digest in digests])
-        return (2 * share - 1) * self.heading_noise_deg
+        return (2 * drawn_shares(query_ids, self.seed) - 1) * self.heading_noise_deg
 
     def turned(self, dataset: CrossViewDataset) -> CrossViewDataset:
         """Return the dataset with headings such that its panoramas are rolled to their turn, not to north."""
         if not self.heading_noise_deg:
             return dataset
-        queries = dataset.queries
-        index = queries.schema.get_field_index("heading_deg")
-        known = np.nan_to_num(queries["heading_deg"].to_numpy().astype(np.float64))
-        turned = (known - self.turns_deg(queries["query_id"].to_pylist())) % 360
-        column = pa.array(turned, queries.schema.field(index).type)
-        return dataclasses.replace(dataset, queries=queries.set_column(index, "heading_deg", column))
+        return turned(dataset, self.turns_deg(dataset.queries["query_id"].to_pylist()))
 
 
 def with_prior(batch: Batch, half_width_deg: float, turn_deg_B: torch.Tensor | None = None) -> Batch:

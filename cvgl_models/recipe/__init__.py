@@ -55,9 +55,15 @@ class ModelRecipe:
         at_least(0, seed=self.seed)
         if self.augment.turn_deg and self.views.query != "bev":
             raise RecipeError("recipe key 'augment.turn_deg' needs 'views.query = \"bev\"'")
-        if self.augment.heading_noise_deg and (self.views.query != "panorama" or self.views.bev_px):
+        if self.augment.heading_noise_deg and (self.views.query == "bev" or self.views.bev_px):
             raise RecipeError(
-                "recipe key 'augment.heading_noise_deg' is for panoramas that have no top view beside them"
+                "recipe key 'augment.heading_noise_deg' is for pinhole pictures and for panoramas without a top view "
+                "beside them"
+            )
+        if self.augment.heading_noise_deg > 180:
+            raise RecipeError(
+                "recipe key 'augment.heading_noise_deg' must be at most 180, which is all round, not "
+                f"{self.augment.heading_noise_deg:g}"
             )
 
 

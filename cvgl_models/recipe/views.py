@@ -65,7 +65,8 @@ class AugmentRecipe:
     turn_deg: float = 0.0
     """Turn both views together by up to this angle more, either way (``bev`` only)."""
     heading_noise_deg: float = 0.0
-    """Turn each panorama alone by up to this angle, either way: its bearing is then unknown to the model."""
+    """Turn each panorama alone by up to this angle, either way: its bearing is then unknown to the model. The picture
+    of a pinhole camera stays as it is, and what is told of its bearing is off by as much."""
     zoom: float = 0.0
     """Scale each view by up to this share, either way, independently."""
     shift: float = 0.0

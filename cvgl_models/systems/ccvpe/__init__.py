@@ -2,9 +2,9 @@
 
 Differences from the published code, which are corrections: the ring of bearings closes at every level for every
 geometry, so that no two bins see the same window; columns are weighted, so that a masked query or a pinhole picture is
-compared with what it covers; a pinhole picture's columns are spread by azimuth; bins keep to the heading prior in
-training as in evaluation; places are decoded between cells; targets stand at the true place and not at the next whole
-pixel.
+compared with what it covers; a pinhole picture's columns are spread by azimuth about its optical axis; bins keep to the
+heading prior in training as in evaluation; places are decoded between cells; targets stand at the true place and not at
+the next whole pixel.
 
 Shapes: B pairs, H and W of the heat map.
 """

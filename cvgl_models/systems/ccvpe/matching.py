@@ -172,6 +172,7 @@ def columns_by_azimuth(
     seen_BW = is_seen_BW.to(map_BChw.dtype)
     height = map_BChw.shape[2]
     row_h = (torch.arange(height, device=map_BChw.device) + 0.5) / height * 2 - 1
-    x_BhW, y_BhW = torch.broadcast_tensors((share_BW * 2 - 1)[:, None], row_h[:, None])
-    moved = resample(map_BChw, torch.stack([x_BhW, y_BhW], -1))
+    size = (len(share_BW), height, num_columns)
+    grid_BhW2 = torch.stack([(share_BW * 2 - 1)[:, None].expand(size), row_h[:, None].expand(size)], -1)
+    moved = resample(map_BChw, grid_BhW2)
     return moved * seen_BW[:, None, None], seen_BW

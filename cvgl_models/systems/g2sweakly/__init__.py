@@ -6,19 +6,21 @@ the reference. What is learned is that the best place in the own reference is be
 Differences from the published code, most of them corrections: cells of template and reference are equally large; places
 are decoded without the half-cell bias, and between cells; sampling runs round the panorama's seam; a mask counts once;
 a confidence lies in (0, 1); the template may hang over the reference's edge; an unknown heading is found by trying
-bearings, the same for panoramas and pinhole images, instead of by a network.
+bearings, the same for panoramas and pinhole images, or by a network (`rotation`) that sees more than the published one.
 
 Shapes: B pairs, M references, N queries, P x P places.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from cvgl_data.errors import RecipeError
 from cvgl_models.localization.pose import PosePrediction
 from cvgl_models.recipe import ModelRecipe, system_options
 from cvgl_models.systems import LocalizationModule, LossTerms
@@ -30,6 +32,7 @@ from cvgl_models.systems.g2sweakly.losses import (
 )
 from cvgl_models.systems.g2sweakly.network import GroundMatcher
 from cvgl_models.systems.g2sweakly.options import G2SWeaklyOptions
+from cvgl_models.systems.g2sweakly.rotation import RotationEstimator
 from cvgl_models.transforms import Batch
 
 _FINER = (-0.75, -0.5, -0.25, 0.0, 0.25, 0.5, 0.75)
@@ -39,11 +42,12 @@ _FINER = (-0.75, -0.5, -0.25, 0.0, 0.25, 0.5, 0.75)
 class G2SWeakly(LocalizationModule):
     """The system as a module.
 
-    In training the bearing of a query is known (``batch.heading_deg``); its position is not, unless
-    ``options.positions`` says so.
+    In training the bearing of a query is known (``batch.heading_deg``), unless ``options.training_heading`` says that
+    it is to be found; its position is not, unless ``options.positions`` says so.
 
     Args:
-        recipe: ``encoder.backbone``, ``.pretrained`` and ``.shared``, ``views`` and ``options`` are read.
+        recipe: ``encoder.backbone``, ``.pretrained`` and ``.shared``, ``views``, ``options`` and
+            ``augment.heading_noise_deg`` are read.
 
     Raises:
         RecipeError: If the recipe does not fit together.
@@ -54,12 +58,33 @@ class G2SWeakly(LocalizationModule):
         self.options = system_options(G2SWeaklyOptions, recipe)
         self.selects_by_labels = self.options.positions != "none"
         self.matcher = GroundMatcher(recipe.encoder, recipe.views, self.options)
+        self.rotation: RotationEstimator | None = None
+        if self.options.heading == "network":
+            self.rotation = RotationEstimator(
+                recipe.encoder, recipe.views, self.options, self.matcher, heading_range_deg(recipe, self.options)
+            )
+        self._epoch = 0
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Train the network for headings in the first epochs, all else in the others."""
+        self._epoch = epoch
+        if self.rotation is not None:
+            self.rotation.is_trained.fill_(float(epoch >= self.options.rotation_epochs))
+
+    def train(self, mode: bool = True) -> G2SWeakly:
+        """Set training mode; the network for headings has it only where it is trained itself."""
+        super().train(mode)
+        if self.rotation is not None:
+            self.rotation.eval()
+        return self
 
     def training_step(self, batch: Batch) -> LossTerms:
-        """Return the terms ``weak`` and ``position``, as far as they have a weight."""
+        """Return the term ``rotation``, or ``weak`` and ``position``, as far as they have a weight."""
         options, matcher = self.options, self.matcher
+        if self.rotation is not None and self._epoch < options.rotation_epochs:
+            return self.rotation.train(self.training).loss_terms(batch)
         references, encoded = matcher.encode(batch)
-        templates = matcher.templates(batch, encoded, batch.heading_deg)
+        templates = matcher.templates(batch, encoded, self._heading_deg(batch, _prior(batch)))
         terms: dict[str, list[Tensor]] = {}
         for level, (reference_MCAA, template) in enumerate(zip(references, templates, strict=True)):
             if options.weak_weight:
@@ -80,10 +105,16 @@ class G2SWeakly(LocalizationModule):
                 terms.setdefault("position", []).append(options.position_weight * loss)
         return {name: torch.stack(values).mean() for name, values in terms.items()}
 
+    @torch.no_grad()
+    def oriented(self, batch: Batch) -> Batch:
+        """Return the batch with the heading that training would take as its prior, of half-width 0."""
+        heading_B = self._heading_deg(batch, _prior(batch))
+        return dataclasses.replace(batch, heading_prior_deg=torch.stack([heading_B, torch.zeros_like(heading_B)], 1))
+
     def score_maps(self, batch: Batch, query_mask: Tensor | None = None) -> list[Tensor]:
         """Return the cosines of pairs at every level, (B, P, P), differentiable; arguments as of `score_map`."""
         references, encoded = self.matcher.encode(batch)
-        templates = self.matcher.templates(batch, encoded, known_heading_deg(batch), query_mask)
+        templates = self.matcher.templates(batch, encoded, self._heading_deg(batch, _prior(batch)), query_mask)
         return [
             self.matcher.cosines(reference, template, level, paired=True)
             for level, (reference, template) in enumerate(zip(references, templates, strict=True))
@@ -93,16 +124,18 @@ class G2SWeakly(LocalizationModule):
         """Return the cosines of pairs at the last level (B, P, P), differentiable, and the metres per cell (B,).
 
         Args:
-            batch: Positions are not read. The heading is ``heading_deg`` or, without, the centre of its prior.
+            batch: Positions are not read. The heading is ``heading_deg``; or, without or if it must not be read, what
+                the network finds; or the centre of its prior.
             query_mask: (B, 1, h, w) of any size, 0 to 1: what of the queries counts.
         """
         return self.score_maps(batch, query_mask)[-1], self._cell_size_m(batch, -1)
 
     @torch.no_grad()
     def localize(self, batch: Batch) -> PosePrediction:
-        """Return the map of the last level and its peak; a heading that is not known is searched within its prior.
+        """Return the map of the last level and its peak; a heading that is not known is found within its prior.
 
-        The map of a searched heading holds at each place the score of the bearing that fits best there.
+        The map of a searched heading holds at each place the score of the bearing that fits best there. Where more is
+        unknown than the network has learned to tell, it looks from several bearings, and the one that fits best counts.
         """
         references, encoded = self.matcher.encode(batch)
         prior_B2 = _prior(batch)
@@ -115,6 +148,10 @@ class G2SWeakly(LocalizationModule):
         count = self._num_bearings(width_B)
         if not count:
             cosine_BPP, yaw_B = at(heading_B), heading_B
+        elif self.rotation is not None:
+            found_KB = torch.stack([self.rotation.heading_deg(batch, part_B2) for part_B2 in _parts(prior_B2, count)])
+            cosine_BPP, peak_KB = _peaks(at, found_KB)
+            yaw_B = found_KB.gather(0, peak_KB.argmax(0)[None])[0]
         else:
             share_K = (torch.arange(count, device=heading_B.device) + 0.5) / count - 0.5
             cosine_BPP, peak_KB = _peaks(at, heading_B + share_K[:, None] * width_B)
@@ -138,20 +175,27 @@ class G2SWeakly(LocalizationModule):
     def validation_score(self, batch: Batch) -> Tensor:
         """Return the probability (B,) with which each query is given its own reference among those of the batch.
 
-        A heading that is not known is searched, for each reference on its own.
+        A heading that is not known is searched, for each reference on its own; or the network finds it, in the query's
+        own reference, and as long as the network is not trained, all is worth nothing.
         """
         references, encoded = self.matcher.encode(batch)
         prior_B2 = _prior(batch)
-        width_B = 2 * prior_B2[:, 1]
-        count = max(1, self._num_bearings(width_B))
+        parts = _parts(prior_B2, max(1, self._num_bearings(2 * prior_B2[:, 1])))
         best_MN: Tensor | None = None
-        for number in range(count):
-            heading_B = prior_B2[:, 0] + ((number + 0.5) / count - 0.5) * width_B
+        for part_B2 in parts:
+            heading_B = part_B2[:, 0] if self.rotation is None else self.rotation.heading_deg(batch, part_B2)
             template = self.matcher.templates(batch, encoded, heading_B)[-1]
             score_MN = self.matcher.cosines(references[-1], template, len(references) - 1, paired=False).amax((2, 3))
             best_MN = score_MN if best_MN is None else torch.maximum(best_MN, score_MN)
         assert best_MN is not None
-        return (best_MN / self.options.temperature).softmax(0).diagonal()
+        share_B = (best_MN / self.options.temperature).softmax(0).diagonal()
+        return share_B if self.rotation is None else share_B * self.rotation.is_trained
+
+    def _heading_deg(self, batch: Batch, prior_B2: Tensor) -> Tensor:
+        """Return the bearing of each query: its label where there is one that may be read, else the best guess."""
+        if self.options.training_heading == "label" and len(batch.heading_deg):
+            return batch.heading_deg
+        return prior_B2[:, 0] if self.rotation is None else self.rotation.heading_deg(batch, prior_B2)
 
     def _position_loss(self, batch: Batch, distance_BPP: Tensor, level: int) -> Tensor:
         side = batch.reference.shape[-1]
@@ -166,13 +210,29 @@ class G2SWeakly(LocalizationModule):
         return self.matcher.cell_size_m(batch.gsd_m, batch.reference.shape[-1], level)
 
     def _num_bearings(self, width_deg_B: Tensor) -> int:
-        """Return how many bearings are tried; 0 if all are known."""
-        return math.ceil(float(width_deg_B.max()) / self.options.search_step_deg)
+        """Return how many bearings are tried, or looked from; 0 if all are known."""
+        step_deg = self.options.search_step_deg if self.rotation is None else 2 * self.rotation.range_deg
+        return math.ceil(float(width_deg_B.max()) / step_deg - 1e-6)
 
 
-def known_heading_deg(batch: Batch) -> Tensor:
-    """Return the bearing of each query: its label where there is one, else the centre of what is known."""
-    return batch.heading_deg if len(batch.heading_deg) else _prior(batch)[:, 0]
+def heading_range_deg(recipe: ModelRecipe, options: G2SWeaklyOptions) -> float:
+    """Return the greatest error of a bearing that the network for headings is trained with.
+
+    Raises:
+        RecipeError: If there is none, or panoramas whose heading is to be found are never turned.
+    """
+    noise_deg, range_deg = recipe.augment.heading_noise_deg, options.heading_range_deg
+    if options.training_heading == "found" and not noise_deg:
+        raise RecipeError(
+            "recipe key 'options.training_heading' is \"found\", but every heading is known; "
+            "set augment.heading_noise_deg"
+        )
+    if not 0 < (range_deg or noise_deg) <= 90:
+        raise RecipeError(
+            f"the network for headings would learn errors of up to {range_deg or noise_deg:g} degrees, which must lie "
+            "above 0 and not above 90; set options.heading_range_deg"
+        )
+    return range_deg or noise_deg
 
 
 def _prior(batch: Batch) -> Tensor:
@@ -180,6 +240,15 @@ def _prior(batch: Batch) -> Tensor:
     if len(batch.heading_prior_deg):
         return batch.heading_prior_deg.float()
     return batch.gsd_m.new_zeros(len(batch.gsd_m), 2, dtype=torch.float32)
+
+
+def _parts(prior_B2: Tensor, count: int) -> list[Tensor]:
+    """Return so many priors (B, 2) that share the range of a prior, in ascending order."""
+    center_B, half_B = prior_B2.unbind(1)
+    return [
+        torch.stack([center_B + (2 * (number + 0.5) / count - 1) * half_B, half_B / count], 1)
+        for number in range(count)
+    ]
 
 
 def _peaks(at: Callable[[Tensor], Tensor], heading_KB: Tensor) -> tuple[Tensor, Tensor]:

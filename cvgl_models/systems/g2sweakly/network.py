@@ -65,6 +65,32 @@ class Templates:
     """What each cell is worth, and whether it is seen; None: all alike."""
 
 
+def laid_on_ground(
+    batch: Batch,
+    map_BChw: Tensor,
+    size: int,
+    cell_size_m_B: Tensor,
+    camera_height_m: float,
+    heading_deg_B: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Return maps of queries laid on the ground (B, C, S, S), and which cells a camera sees; None: all.
+
+    Args:
+        batch: ``camera_B33``, and the size of ``query`` that it belongs to.
+        map_BChw: Maps that cover the queries, or the queries themselves.
+        size: S.
+        cell_size_m_B: Metres per cell.
+        camera_height_m: Height of the camera above the ground.
+        heading_deg_B: Bearing of the queries' centre columns; None: 0, the grid's top.
+    """
+    if batch.camera_B33 is None:
+        return ground_from_panorama(map_BChw, size, cell_size_m_B, camera_height_m, heading_deg_B), None
+    image_px = (batch.query.shape[-2], batch.query.shape[-1])
+    return ground_from_pinhole(
+        map_BChw, image_px, batch.camera_B33, size, cell_size_m_B, camera_height_m, heading_deg_B
+    )
+
+
 class GroundMatcher(nn.Module):
     """Encoders of both views, projection and correlation.
 
@@ -180,11 +206,7 @@ class GroundMatcher(nn.Module):
     def _laid(
         self, batch: Batch, maps: Tensor, size: int, cell_size_m_B: Tensor, heading_deg_B: Tensor
     ) -> tuple[Tensor, Tensor | None]:
-        height_m = self._views.camera_height_m
-        if batch.camera_B33 is None:
-            return ground_from_panorama(maps, size, cell_size_m_B, height_m, heading_deg_B), None
-        image_px = (batch.query.shape[-2], batch.query.shape[-1])
-        return ground_from_pinhole(maps, image_px, batch.camera_B33, size, cell_size_m_B, height_m, heading_deg_B)
+        return laid_on_ground(batch, maps, size, cell_size_m_B, self._views.camera_height_m, heading_deg_B)
 
     def _seen(self, batch: Batch, size: int, cell_size_m_B: Tensor, heading_deg_B: Tensor) -> Tensor | None:
         if batch.camera_B33 is None:

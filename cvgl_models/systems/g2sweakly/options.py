@@ -42,9 +42,30 @@ class G2SWeaklyOptions:
     """Cosines are divided by it to give log-probabilities."""
     search_step_deg: float = 10.0
     """Bearings that are tried where the heading is unknown; around the best, four times as many."""
+    heading: str = "search"
+    """Who finds a heading that is not known: ``search`` tries bearings; ``network`` reads it off, having learned that
+    from references alone in the first ``rotation_epochs``."""
+    rotation_epochs: int = 0
+    """Epochs in which the network alone is trained. Then it stays as it is, and the rest is trained."""
+    heading_range_deg: float = 0.0
+    """Greatest error of a bearing that the network sees in training; 0: ``augment.heading_noise_deg``."""
+    rotation_view: str = "place"
+    """What the network sees: at the ``place`` where the ground fits best, the difference times the derivatives of the
+    reference's map; or, as published, the difference on the ``whole`` reference."""
+    rotation_passes: int = 1
+    """How often the network looks, each time from the bearing it found before; once as published."""
+    rotation_cameras: int = 4
+    """Cameras that are drawn in each reference of a batch, while the network is trained."""
+    rotation_place_weight: float = 0.3
+    """How much finding that place counts beside the bearing, while the network is trained."""
+    training_heading: str = "label"
+    """Bearings that the rest is trained with: the ``label``, or what the network has ``found``."""
 
     def __post_init__(self) -> None:
         one_of("lift", self.lift, "features", "image")
+        one_of("heading", self.heading, "search", "network")
+        one_of("rotation_view", self.rotation_view, "place", "whole")
+        one_of("training_heading", self.training_heading, "label", "found")
         one_of("positions", self.positions, "none", "noisy", "exact")
         if not self.levels or list(self.levels) != sorted(set(self.levels)) or self.levels[0] < 0:
             raise RecipeError(f"recipe key 'levels' must be numbers of levels, coarsest first, not {self.levels}")
@@ -57,7 +78,26 @@ class G2SWeaklyOptions:
             position_error_m=self.position_error_m,
             temperature=self.temperature,
             search_step_deg=self.search_step_deg,
+            rotation_passes=self.rotation_passes,
+            rotation_cameras=self.rotation_cameras,
+        )
+        at_least(
+            0,
+            rotation_epochs=self.rotation_epochs,
+            heading_range_deg=self.heading_range_deg,
+            rotation_place_weight=self.rotation_place_weight,
         )
         at_least(0, weak_weight=self.weak_weight, position_weight=self.position_weight, width=self.width)
         if not self.weak_weight and (self.positions == "none" or not self.position_weight):
             raise RecipeError("recipe key 'weak_weight' is 0 and there are no positions to learn from")
+        self._check_heading()
+
+    def _check_heading(self) -> None:
+        if self.heading == "network":
+            if not self.rotation_epochs:
+                raise RecipeError("recipe key 'heading' is \"network\", which is never trained; set 'rotation_epochs'")
+            if self.heading_range_deg > 90:
+                raise RecipeError(f"recipe key 'heading_range_deg' must be at most 90, not {self.heading_range_deg}")
+        elif self.rotation_epochs or self.training_heading == "found":
+            key = "rotation_epochs" if self.rotation_epochs else "training_heading"
+            raise RecipeError(f"recipe key '{key}' is for a network; set 'heading' to \"network\" too")

@@ -58,6 +58,14 @@ class OfLevels(Protocol):
         """Return differentiable scores (B, P, Q) of each level; arguments as of `Localizer.score_map`."""
 
 
+@runtime_checkable
+class OfHeadings(Protocol):
+    """A localizer that settles headings before it looks for places."""
+
+    def oriented(self, batch: Batch) -> Batch:
+        """Return the batch with a prior of half-width 0."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GeoDistillOptions:
     """``[options]`` of a recipe."""
@@ -164,6 +172,9 @@ class GeoDistill(LocalizationModule):
             )
         options = self.options
         self.teacher.follow(self.student)
+        labelled = batch
+        if isinstance(self.teacher.model, OfHeadings):
+            batch = self.teacher.model.oriented(batch)  # by the whole view: the student would see less of it
         with torch.no_grad():
             targets = _maps(self.teacher.model, batch)
         mask = fov_mask(
@@ -180,7 +191,7 @@ class GeoDistill(LocalizationModule):
         ]
         terms = {"distillation": torch.stack(losses).mean()}
         if self.orientation is not None:
-            terms["heading"] = self.orientation.loss(batch, batch.heading_prior_deg[:, 0])
+            terms["heading"] = self.orientation.loss(labelled, labelled.heading_prior_deg[:, 0])
         return terms
 
     @torch.no_grad()

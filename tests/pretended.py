@@ -62,6 +62,17 @@ class Waits(TorchDispatchMode):
         self.found.append(f"{where}: {what}")
 
 
+class Unread(TorchDispatchMode):
+    """On real tensors, backward passes included: fails where the host must know a value."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        assert name not in _READS, f"{name} waits for the device"
+        indices = args[1] if name in {"index", "index_put", "index_put_"} else ()
+        assert all(index is None or index.dtype != torch.bool for index in indices), f"{name} by a mask waits"
+        return func(*args, **(kwargs or {}))
+
+
 class _Made(TorchFunctionMode):
     """Makes `torch.tensor(values, device=...)` the copy it is; the pretended device cannot do it itself."""
 

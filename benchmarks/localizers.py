@@ -33,9 +33,11 @@ class Row(NamedTuple):
 
 ROWS = {
     "hcnet": Row("hcnet-smoke"),
-    "hcnet, trained with unknown headings": Row("hcnet-smoke", ("unknown",), (UNKNOWN, "options.headings=8")),
+    "hcnet, trained with unknown headings": Row(
+        "hcnet-smoke", ("unknown",), (UNKNOWN, "options.headings=8", "optim.epochs=15")
+    ),
     "ccvpe": Row("ccvpe-smoke"),
-    "ccvpe, trained with unknown headings": Row("ccvpe-smoke", ("unknown",), (UNKNOWN, "optim.epochs=8")),
+    "ccvpe, trained with unknown headings": Row("ccvpe-smoke", ("unknown",), (UNKNOWN, "optim.epochs=20")),
     "g2sweakly": Row("g2sweakly-smoke", ("known", "unknown")),
     "geodistill on g2sweakly": Row("geodistill-smoke", ("known", "unknown"), begins_with="g2sweakly"),
     "g2sweakly, 2 epochs more": Row("g2sweakly-smoke", ("known",), ("optim.epochs=4",)),

@@ -16,38 +16,47 @@ bev_app = new_app("")
 @takes_verbosity
 def bev(
     directory: DatasetDir,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write to.", show_default="DIR-bev")] = None,
-    size: Annotated[int, typer.Option(min=1, metavar="PX", help="Side of a top view.")] = 384,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="DIR", help="Folder to write to.", show_default="DIR-bev")
+    ] = None,
+    size: Annotated[int, typer.Option(min=1, max=8192, metavar="PX", help="Side of a top view.")] = 384,
     fov: Annotated[
         float | None,
-        typer.Option(metavar="DEG", help="Opening angle of a camera that looks straight down.", show_default=False),
+        typer.Option(
+            metavar="DEG", help="Scale: the opening angle of a camera that looks straight down.", show_default=False
+        ),
     ] = None,
     meters_per_px: Annotated[
-        float | None, typer.Option(metavar="M", help="Ground metres per pixel.", show_default=False)
+        float | None, typer.Option(metavar="M", help="Scale: ground metres per pixel.", show_default=False)
     ] = None,
     match_references: Annotated[
-        bool, typer.Option("--match-references", help="Cover the ground that each query's reference covers.")
+        bool, typer.Option("--match-references", help="Scale: cover the ground that each query's reference covers.")
     ] = False,
     camera_height: Annotated[float, typer.Option(metavar="M", help="Height of the camera above the ground.")] = 2.5,
     zenith: Annotated[
         tuple[float, float],
         typer.Option(metavar="TOP BOTTOM", help="Angles of the panoramas' edges from the zenith, if they are cut."),
     ] = (0.0, 180.0),
-    oversample: Annotated[int, typer.Option(min=1, help="Sample so many times denser, and average.")] = 1,
-    quality: Annotated[int, typer.Option(min=1, max=100, help="Of the JPEG images.")] = 90,
+    oversample: Annotated[int, typer.Option(min=1, metavar="N", help="Sample so many times denser, and average.")] = 1,
+    quality: Annotated[int, typer.Option(min=1, max=100, metavar="N", help="Quality of the JPEG images.")] = 90,
     format_: Annotated[
         Literal["parquet", "files"],
         typer.Option("--format", help="`parquet`: with the queries' columns; `files`: JPEG images by id."),
     ] = "parquet",
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Only so many queries of each split.", show_default=False)
+        int | None, typer.Option(min=1, metavar="N", help="Only so many queries of each split.", show_default=False)
     ] = None,
     workers: Workers = 0,
     overwrite: Overwrite = False,
     json: Json = False,
     quiet: bool = False,
 ) -> None:
-    """Make the top view (bird's-eye view) of every query once; training makes its own."""
+    """Make the top view (bird's-eye view) of every query once; training makes its own.
+
+    Give one of --fov, --meters-per-px, --match-references.
+    """
+    if [fov is not None, meters_per_px is not None, match_references].count(True) != 1:
+        raise typer.BadParameter("give one of --fov, --meters-per-px, --match-references")
     from cvgl_data.top_views import TopViews, write_top_views
 
     how = TopViews(
@@ -60,7 +69,10 @@ def bev(
         oversample=oversample,
         jpeg_quality=quality,
     )
-    folder = out or directory.with_name(directory.resolve().name + "-bev")
+    if out is None and ":" in str(directory) and not directory.exists():
+        raise typer.BadParameter(f"'{directory}' is no folder of ours; name one to write to", param_hint="--out")
+    beside = directory.resolve() if directory.name in ("", "..") else directory
+    folder = out or beside.with_name(directory.resolve().name + "-bev")
     with progress_bar(quiet) as bar:
         counts = write_top_views(
             directory,

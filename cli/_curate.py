@@ -66,10 +66,14 @@ def quality(
 def decentrality(
     directory: DatasetDir,
     figures: Annotated[
-        Path | None, typer.Option(help="Also draw figures of the packed dataset into this folder.", show_default=False)
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Also draw figures of the packed dataset into this folder.", show_default=False
+        ),
     ] = None,
     formats: Annotated[
-        list[str] | None, typer.Option("--format", help="svg, png or pdf; repeatable.", show_default="svg, png")
+        list[str] | None,
+        typer.Option("--format", metavar="NAME", help="svg, png or pdf; repeatable.", show_default="svg, png"),
     ] = None,
     json: Json = False,
     quiet: bool = False,
@@ -92,7 +96,9 @@ def decentrality(
 @takes_verbosity
 def distance_map(
     directory: DatasetDir,
-    k: Annotated[int | None, typer.Option(min=1, help="Neighbors per row.", show_default="the recipe's")] = None,
+    k: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Neighbors per row.", show_default="the recipe's")
+    ] = None,
     of: Annotated[
         Literal["references", "queries", "queries-to-references"], typer.Option(help="Neighbors of what, among what.")
     ] = "references",
@@ -101,7 +107,8 @@ def distance_map(
         typer.Option("--legacy-degrees", help="The order of the published scripts, which take degrees for radians."),
     ] = False,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Parquet file, instead of DIR/.cvgl.", show_default=False)
+        Path | None,
+        typer.Option("--out", "-o", metavar="FILE", help="Parquet file, instead of DIR/.cvgl.", show_default=False),
     ] = None,
     overrides: Revisions = None,
     quiet: bool = False,
@@ -124,7 +131,7 @@ def distance_map(
             from cvgl_data.arrow_files import replace_file
 
             out.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(out, lambda part: pq.write_table(found, part, compression="zstd"))
+            replace_file(out, lambda part: pq.write_table(found, part.absolute(), compression="zstd"))
     if out is None:
         note(f"distance map of {found.num_rows:,} references; `cvgl-data pack {directory}` packs it")
     else:
@@ -162,7 +169,8 @@ def pack(
         typer.Option(metavar="WxH", help="Also pack the queries at this size, in pixels.", show_default=False),
     ] = None,
     reference_size: Annotated[
-        int | None, typer.Option(min=0, help="Also pack the references at this side, in pixels.", show_default=False)
+        int | None,
+        typer.Option(min=0, metavar="PX", help="Also pack the references at this side, in pixels.", show_default=False),
     ] = None,
     out: Out = None,
     overrides: Revisions = None,
@@ -198,7 +206,7 @@ def reimage(
     directory: DatasetDir,
     settings: Settings,
     imagery: Annotated[str, typer.Option(metavar="NAME[:LOCATION]", help="Imagery source of the new references.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the new dataset.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder of the new dataset.")],
     release: Annotated[
         str | None, typer.Option(metavar="DATE", help="Release of the imagery.", show_default="the newest")
     ] = None,

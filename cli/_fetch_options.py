@@ -9,7 +9,7 @@ import typer
 
 from ._options import Overwrite, Workers, graft
 
-Rate = Annotated[float, typer.Option(min=0, help="Requests per second and host; 0 means no limit.")]
+Rate = Annotated[float, typer.Option(min=0, metavar="N", help="Requests per second and host; 0 means no limit.")]
 Settings = dict[str, Any]
 
 
@@ -17,7 +17,7 @@ def fetch_settings(
     overwrite: Overwrite = False,
     workers: Workers = 0,
     rate: Rate = 10.0,
-    connections: Annotated[int, typer.Option(min=1, help="Requests in flight per host.")] = 8,
+    connections: Annotated[int, typer.Option(min=1, metavar="N", help="Requests in flight per host.")] = 8,
     verify: Annotated[
         Literal["header", "decode"],
         typer.Option(help="How closely to look at received images: outside and a sample, or decode each."),
@@ -31,7 +31,7 @@ def fetch_settings(
         typer.Option(
             "--accept-terms",
             metavar="NAME",
-            help="Accept a source's terms of use, once per dataset; repeatable.",
+            help="Accept a source's terms of use, which `plan` names; once per dataset; repeatable.",
             show_default=False,
         ),
     ] = None,

@@ -24,6 +24,7 @@ from ._options import (
     progress_bar,
     table,
     takes_verbosity,
+    tell,
 )
 
 hub_app = new_app("")
@@ -41,12 +42,16 @@ def push(
         bool, typer.Option("--with-images", help="Push the pixels too, if every row's licence allows it.")
     ] = False,
     private: Annotated[bool, typer.Option("--private", help="Make the repository private, if it is new.")] = False,
-    revision: Annotated[str | None, typer.Option(help="Branch to push to.", show_default="main")] = None,
-    message: Annotated[str, typer.Option(help="Commit message.", show_default=False)] = "",
+    revision: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Branch to push to.", show_default="main")
+    ] = None,
+    message: Annotated[str, typer.Option(metavar="TEXT", help="Commit message.", show_default=False)] = "",
     keep_card: Annotated[bool, typer.Option("--keep-card", help="Leave the README.md that is on the Hub.")] = False,
     refused_to: Annotated[
         Path | None,
-        typer.Option(help="List the images that may not be published in this CSV file.", show_default=False),
+        typer.Option(
+            metavar="FILE", help="List the images that may not be published in this CSV file.", show_default=False
+        ),
     ] = None,
     dry_run: DryRun = False,
     json: Json = False,
@@ -70,7 +75,7 @@ def push(
                 progress=bar,
             )
     except KeyboardInterrupt:
-        note("interrupted; what was uploaded is kept, run the same command again to go on")
+        tell("interrupted; what was uploaded is kept, run the same command again to go on")
         os._exit(INTERRUPTED)  # a normal exit waits for the uploads of the client's threads, which may never end
     if json:
         print_json({**asdict(pushed), "bytes": pushed.num_bytes})
@@ -85,8 +90,10 @@ def push(
 @takes_verbosity
 def pull(
     origin: Annotated[str, typer.Argument(metavar="USER/NAME", help="A dataset repository, or a folder like one.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the dataset.")],
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.", show_default="main")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder of the dataset.")],
+    revision: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Branch, tag or commit.", show_default="main")
+    ] = None,
     overrides: Overrides = None,
     accept_terms: Annotated[
         list[str] | None,
@@ -98,7 +105,7 @@ def pull(
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Ask again for what failed for good.")] = False,
     workers: Workers = 0,
     rate: Rate = 10.0,
-    connections: Annotated[int, typer.Option(min=1, help="Requests in flight per host.")] = 8,
+    connections: Annotated[int, typer.Option(min=1, metavar="N", help="Requests in flight per host.")] = 8,
     json: Json = False,
     quiet: bool = False,
 ) -> None:

@@ -11,7 +11,7 @@ from ._options import Json, cell, new_app, note, print_json, progress_bar, table
 
 layouts_app = new_app("")
 
-Neighbors = Annotated[int, typer.Option(min=1, help="Neighbors per image in the distance map.")]
+Neighbors = Annotated[int, typer.Option(min=1, metavar="N", help="Neighbors per image in the distance map.")]
 
 
 @layouts_app.command("import")
@@ -26,7 +26,7 @@ def import_(
             metavar="PATH", help="The dataset's top folder, perhaps with options: /data/VIGOR?protocol=cross-area"
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the new dataset.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder of the new dataset.")],
     link: Annotated[bool, typer.Option("--link", help="Write tables only; images stay where they are.")] = False,
     check_images: Annotated[bool, typer.Option("--check-images", help="Look at every image first.")] = False,
     neighbors: Neighbors = 128,
@@ -72,7 +72,7 @@ def import_(
 def export(
     directory: Annotated[str, typer.Argument(metavar="DIR", help="A dataset folder, or LAYOUT:FOLDER.")],
     layout: Annotated[Literal["vigor", "dress", "cvcities"], typer.Option(help="Whose folders, lists and labels.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="New folder.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="New folder.")],
     neighbors: Neighbors = 128,
     pickles: Annotated[
         bool, typer.Option("--pickle", help="Also write gps dictionaries as pickles, as published code reads them.")

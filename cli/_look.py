@@ -84,10 +84,11 @@ def stats(directory: DatasetDir, json: Json = False, quiet: bool = False) -> Non
 def report(
     directory: DatasetDir,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The page.", show_default="DIR/report/index.html")
+        Path | None,
+        typer.Option("--out", "-o", metavar="FILE", help="The page to write.", show_default="DIR/report/index.html"),
     ] = None,
     images: Annotated[bool, typer.Option(help="Put small copies of images into the page.")] = True,
-    seed: Annotated[int, typer.Option(min=0, help="Chooses the samples.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Chooses the samples.")] = 0,
     quiet: bool = False,
 ) -> None:
     """Write one HTML page about a dataset: map, pairs, figures, dates, sources, failures, samples. Needs no network."""

@@ -10,29 +10,38 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
 from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 from rich.text import Text
 
+from cvgl_data import __version__
 from cvgl_data.errors import CvglError
+
+RECIPE_HELP = "A shipped recipe's name (see `recipes list`), or a TOML file as in ./mine.toml."
 
 OK, FAILED, USAGE, PARTIAL, INTERRUPTED = 0, 1, 2, 3, 130
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE)
 """What the machine refuses: no fault of the program, so no traceback."""
 
+_LEAST = 14
+"""Characters that are left of a text on the narrowest terminal."""
+
 out_console = Console(soft_wrap=True)
 err_console = Console(stderr=True)
 
-Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write to.", show_default=False)]
+Out = Annotated[Path | None, typer.Option("--out", "-o", metavar="DIR", help="Folder to write to.", show_default=False)]
 RecipeName = Annotated[
-    str | None, typer.Option("--recipe", help="A shipped recipe's name, or a TOML file.", show_default=False)
+    str | None,
+    typer.Option("--recipe", metavar="NAME|FILE", help=RECIPE_HELP, show_default=False),
 ]
 Overrides = Annotated[
     list[str] | None,
@@ -56,7 +65,7 @@ Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Delete what the folder holds of an earlier run, and start over.")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.")]
-Workers = Annotated[int, typer.Option(min=0, help="Worker processes; 0 means one per core.")]
+Workers = Annotated[int, typer.Option(min=0, metavar="N", help="Worker processes; 0 means one per core.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 DatasetDir = Annotated[Path, typer.Argument(metavar="DIR", help="A dataset folder.")]
 
@@ -68,8 +77,29 @@ def new_app(help_text: str) -> typer.Typer:
         no_args_is_help=True,
         pretty_exceptions_enable=False,  # a traceback's locals may hold keys
         rich_markup_mode=None,
-        context_settings={"help_option_names": ["-h", "--help"]},
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
     )
+
+
+def new_program(help_text: str) -> typer.Typer:
+    """Return the Typer app of a program, which also knows its version."""
+    program = new_app(help_text)
+    program.callback()(_program)
+    return program
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"cvgl {__version__}")
+        raise typer.Exit
+
+
+def _program(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
 
 
 def graft(command: Callable[..., Any], name: str, provider: Callable[..., Any]) -> Callable[..., Any]:
@@ -102,14 +132,24 @@ def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
 
 def verbosity(
     verbose: Annotated[
-        int, typer.Option("--verbose", "-v", count=True, help="Say more on stderr; twice for debugging.")
+        int,
+        typer.Option("--verbose", "-v", count=True, help="Say more on stderr; -vv for debugging.", show_default=False),
     ] = 0,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars, only errors.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="No progress bars and no notes, only results and errors.")
+    ] = False,
 ) -> bool:
     """Configure logging, here and nowhere else; return whether to be quiet."""
     level = logging.ERROR if quiet else (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
-    handler = RichHandler(console=err_console, show_path=verbose > 1, show_time=verbose > 0, markup=False)
-    logging.basicConfig(level=level, format="%(message)s", handlers=[handler], force=True)
+    if err_console.is_terminal:
+        form = "%(message)s"
+        handler: logging.Handler = RichHandler(
+            console=err_console, show_path=verbose > 1, show_time=verbose > 0, markup=False
+        )
+    else:  # a file or a program reads it: one line each, however long
+        form = f"{'%(asctime)s ' if verbose else ''}%(levelname)-8s %(message)s"
+        handler = logging.StreamHandler()
+    logging.basicConfig(level=level, format=form, handlers=[handler], force=True)
     return quiet
 
 
@@ -120,20 +160,41 @@ def takes_verbosity(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def print_json(value: Any) -> None:
     """Print one JSON document on stdout."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    is_unicode = (sys.stdout.encoding or "").lower().startswith("utf")
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=not is_unicode, allow_nan=False) + "\n")
 
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     """Print a table on stdout, columns of numbers to the right; cut to the width of a terminal, whole in a pipe."""
     drawn = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for index, column in enumerate(columns):
-        is_number = bool(rows) and rows[0][index][:1].isdigit()
-        drawn.add_column(column, justify="right" if is_number else "left", no_wrap=True, overflow="ellipsis")
+    widths = [max(map(cell_len, cells)) for cells in zip(columns, *rows, strict=True)]
+    is_number = [bool(rows) and cell[:1].isdigit() for cell in (rows[0] if rows else columns)]
+    between = 3 * (len(columns) - 1) + 2
+    if out_console.is_terminal:
+        # Text gives way, but for the first column, which names the row; a number that is cut would be another number.
+        least = [
+            width if number or index == 0 else min(width, _LEAST)
+            for index, (width, number) in enumerate(zip(widths, is_number, strict=True))
+        ]
+        widths = fitted(widths, least, out_console.width - between)
+    for column, width, number in zip(columns, widths, is_number, strict=True):
+        justify: Literal["left", "right"] = "right" if number else "left"
+        drawn.add_column(column, justify=justify, width=width, no_wrap=True, overflow="ellipsis")
     for row in rows:
         drawn.add_row(*(Text(cell) for cell in row))
-    console = out_console if out_console.is_terminal else Console(width=500)
-    console.print(Text(title, style="bold"))  # one of the table's own would wrap at a narrow table's width
-    console.print(drawn)
+    out_console.print(Text(title, style="bold"))  # one of the table's own would wrap at a narrow table's width
+    Console(width=sum(widths) + between).print(drawn, soft_wrap=True)
+
+
+def fitted(widths: list[int], least: list[int], room: int) -> list[int]:
+    """Return column widths that sum to at most ``room``, the widest cut first and none below its least."""
+    found = list(widths)
+    while sum(found) > room:
+        widest = max(range(len(found)), key=lambda index: (found[index] > least[index], found[index]))
+        if found[widest] <= least[widest]:
+            break
+        found[widest] -= 1
+    return found
 
 
 def rows_table(title: str, rows: list[dict[str, Any]]) -> None:
@@ -152,7 +213,13 @@ def cell(value: Any) -> str:
 
 
 def note(message: str) -> None:
-    """Print one line for the person at the terminal, on stderr."""
+    """Print one line for the person at the terminal, on stderr, unless that person wants to be left alone."""
+    if logging.getLogger().getEffectiveLevel() < logging.ERROR:  # what --quiet sets
+        tell(message)
+
+
+def tell(message: str) -> None:
+    """Print one line on stderr."""
     err_console.print(message, markup=False, highlight=False, soft_wrap=not err_console.is_terminal)
 
 
@@ -164,6 +231,9 @@ def run(app: Callable[[], Any], after_interrupt: str) -> None:
         after_interrupt: What to tell a person who pressed Ctrl-C.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, with what was done kept
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a locale without some letters, or a path that is no text, ends nothing
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except CvglError as error:
@@ -172,16 +242,16 @@ def run(app: Callable[[], Any], after_interrupt: str) -> None:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] not in ("torch", "torchvision", "timm", "safetensors"):
             raise
-        note(f"error: {error.name} is not installed; training needs: pip install 'cvgl[train]'")
+        tell(f"error: {error.name} is not installed; training needs: pip install 'cvgl[train]'")
         sys.exit(FAILED)
     except (KeyboardInterrupt, typer.Abort):
-        note(after_interrupt)
+        tell(after_interrupt)
         sys.exit(INTERRUPTED)
     except SystemExit as error:
         # Typer makes a code of Ctrl-C itself, since which version differs; a command that says so itself has no cause.
         raised = error.__context__
         if error.code == INTERRUPTED and raised is not None and isinstance(raised.__cause__, KeyboardInterrupt):
-            note(after_interrupt)
+            tell(after_interrupt)
         raise
     except BrokenPipeError:
         # The reader (head, less) went away: not an error. Point stdout elsewhere so that the exit does not complain.
@@ -190,7 +260,8 @@ def run(app: Callable[[], Any], after_interrupt: str) -> None:
     except OSError as error:
         if error.errno not in _DISK:
             raise
-        err_console.print(f"error: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+        said = f"{error}; what was done is kept" if error.filename else f"{error.strerror}; make room and run again"
+        err_console.print(f"error: {said}", style="bold red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(FAILED)
 
 

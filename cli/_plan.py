@@ -19,7 +19,7 @@ def print_plan(recipe: DatasetRecipe, plan: Plan) -> None:
     rows = [
         [
             area.name,
-            f"{area.area_km2:,.2f}",
+            f"{area.area_km2:,.2f}" if recipe.areas else "-",  # else it is all that a local source holds
             f"{area.num_references:,}",
             f"{area.num_tiles:,}",
             f"{area.gsd_m:.3f}",
@@ -40,6 +40,14 @@ def print_plan(recipe: DatasetRecipe, plan: Plan) -> None:
             note(f"{cost.source}: how many panoramas there are is unknown before --discover; --max-queries limits it")
 
 
+def _duration(seconds: float) -> str:
+    """Return days, hours, minutes and seconds; what no calendar holds is only said to be long."""
+    try:
+        return str(datetime.timedelta(seconds=round(seconds)))
+    except OverflowError:
+        return "over a million years"
+
+
 def _row(cost: SourceCost) -> list[str]:
     is_known = cost.items is not None
     number = f"{cost.items:,}" if is_known else "unknown"
@@ -49,7 +57,7 @@ def _row(cost: SourceCost) -> list[str]:
         f"at most {number}" if cost.is_bound else number,
         f"{sum(cost.requests.values()):,}",
         f"{cost.bytes / 1e6:,.{0 if cost.bytes >= 1e7 else 1}f}" if is_known else "unknown",
-        str(datetime.timedelta(seconds=round(cost.seconds))),
+        _duration(cost.seconds),
         "unknown" if cost.usd is None or not is_known else f"{cost.usd:,.2f}",
         "-" if cost.days is None else f"{cost.days:,}" if is_known else "unknown",
         cost.accept_terms or "-",

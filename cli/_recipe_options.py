@@ -19,7 +19,9 @@ def dataset_recipe(
     recipe: RecipeName = None,
     city: Annotated[
         list[str] | None,
-        typer.Option("--city", help="A city of the catalogue (see `cities`); repeatable.", show_default=False),
+        typer.Option(
+            "--city", metavar="NAME", help="A city of the catalogue (see `cities`); repeatable.", show_default=False
+        ),
     ] = None,
     bbox: Annotated[
         list[str] | None,
@@ -27,7 +29,12 @@ def dataset_recipe(
     ] = None,
     area_file: Annotated[
         list[Path] | None,
-        typer.Option("--area-file", help="A file of polygons (GeoJSON, shapefile...); repeatable.", show_default=False),
+        typer.Option(
+            "--area-file",
+            metavar="FILE",
+            help="A file of polygons (GeoJSON, shapefile...); repeatable.",
+            show_default=False,
+        ),
     ] = None,
     clip: Annotated[
         list[str] | None,
@@ -38,28 +45,42 @@ def dataset_recipe(
             show_default=False,
         ),
     ] = None,
-    zoom: Annotated[int | None, typer.Option(help="Zoom of the references.", show_default="18")] = None,
+    zoom: Annotated[
+        int | None, typer.Option(metavar="N", help="Zoom of the references, 0 to 23.", show_default="18")
+    ] = None,
     overlap: Annotated[
         float | None,
-        typer.Option(help="Share of a reference's side that the next one repeats.", show_default="0"),
+        typer.Option(metavar="SHARE", help="Share of a reference's side that the next one repeats.", show_default="0"),
     ] = None,
     imagery: Annotated[
         str | None,
-        typer.Option(metavar="NAME[:LOCATION]", help="Imagery source.", show_default="esri"),
+        typer.Option(
+            metavar="NAME[:LOCATION]",
+            help="Imagery source: esri, esri-live, xyz:TEMPLATE, folder:PATH, simulated, simulated-map.",
+            show_default="esri",
+        ),
     ] = None,
     panoramas: Annotated[
         str | None,
-        typer.Option(metavar="NAME[:LOCATION]", help="Panorama source.", show_default="panoramax"),
+        typer.Option(
+            metavar="NAME[:LOCATION]",
+            help="Panorama source: panoramax, mapillary, google, google-static, folder:PATH, simulated.",
+            show_default="panoramax",
+        ),
     ] = None,
     pano_ids: Annotated[
         Path | None,
-        typer.Option(help="File of panorama ids (txt, csv, parquet) instead of discovery.", show_default=False),
+        typer.Option(
+            metavar="FILE", help="File of panorama ids (txt, csv, parquet) instead of discovery.", show_default=False
+        ),
     ] = None,
     spacing_m: Annotated[
-        float | None, typer.Option(help="Keep panoramas this many metres apart.", show_default=False)
+        float | None,
+        typer.Option(metavar="METRES", help="Keep panoramas at least so far apart.", show_default=False),
     ] = None,
     max_queries: Annotated[
-        int | None, typer.Option(help="At most this many panoramas per area.", show_default=False)
+        int | None,
+        typer.Option(metavar="N", help="At most this many panoramas per area; 0: all.", show_default=False),
     ] = None,
     captured_after: Annotated[
         str | None,
@@ -76,12 +97,23 @@ def dataset_recipe(
     ] = None,
     test_area: Annotated[
         list[str] | None,
-        typer.Option("--test-area", help="Area that tests while the others train; repeatable.", show_default=False),
+        typer.Option(
+            "--test-area",
+            metavar="NAME",
+            help="Area that tests while the others train; repeatable.",
+            show_default=False,
+        ),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of every random choice.", show_default="0")] = None,
+    seed: Annotated[
+        int | None, typer.Option(metavar="N", help="Seed of every random choice.", show_default="0")
+    ] = None,
     limit: Annotated[
         int | None,
-        typer.Option(help="Only N references in the middle of each area and N panoramas there.", show_default=False),
+        typer.Option(
+            metavar="N",
+            help="Only N references in the middle of each area and N panoramas there; 0: all.",
+            show_default=False,
+        ),
     ] = None,
     overrides: Overrides = None,
 ) -> DatasetRecipe:

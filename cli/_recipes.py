@@ -22,7 +22,10 @@ def recipes_app(kind: str, title: str) -> typer.Typer:
 
     @app.command("show", help="Print a recipe as it is shipped, comments included.")
     @takes_verbosity
-    def show_recipe(name: Annotated[str, typer.Argument()], quiet: bool = False) -> None:
+    def show_recipe(
+        name: Annotated[str, typer.Argument(metavar="NAME", help="A name that `recipes list` shows.")],
+        quiet: bool = False,
+    ) -> None:
         from cvgl_data.recipe import read_text
 
         typer.echo(read_text(name, kind), nl=False)

@@ -19,12 +19,16 @@ def _group() -> None:
 @simulate_app.command()
 @takes_verbosity
 def serve(
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 means any free one.")] = 8808,
-    seed: Annotated[int, typer.Option(help="Seed of the world and of every fault.")] = 0,
-    date: Annotated[str, typer.Option(help="Day that imagery and panoramas show.")] = "2023-06-15",
-    panorama_width: Annotated[int, typer.Option(min=32, help="Pixels round the horizon.")] = 2048,
-    tilt_deg: Annotated[float, typer.Option(min=0, help="Largest pitch and roll of the camera car.")] = 0.0,
+    host: Annotated[str, typer.Option(metavar="HOST", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, metavar="N", help="Port; 0 means any free one.")] = 8808,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of the world and of every fault.")] = 0,
+    date: Annotated[str, typer.Option(metavar="DATE", help="Day that imagery and panoramas show.")] = "2023-06-15",
+    panorama_width: Annotated[
+        int, typer.Option(min=32, metavar="PX", help="Width of the panoramas, in pixels.")
+    ] = 2048,
+    tilt_deg: Annotated[
+        float, typer.Option(min=0, metavar="DEG", help="Largest pitch and roll of the camera car.")
+    ] = 0.0,
     faults: Annotated[
         str,
         typer.Option(

@@ -19,8 +19,8 @@ from ._look import look_app
 from ._options import (
     DryRun,
     Json,
-    Out,
     new_app,
+    new_program,
     print_json,
     progress_bar,
     run,
@@ -33,11 +33,18 @@ from ._recipes import recipes_app
 from ._report import exit_if_failed, print_report
 from ._simulate import simulate_app
 
-app = new_app("Build cross-view geo-localization datasets: overhead references, street-level queries, exact labels.")
+app = new_program(
+    "Build cross-view geo-localization datasets: overhead references, street-level queries, exact labels."
+)
 fetch_app = new_app("Fetch one kind of image into a build's workspace.")
 app.add_typer(fetch_app, name="fetch")
 app.add_typer(recipes_app("datasets", "dataset recipes"), name="recipes")
 app.add_typer(simulate_app, name="simulate")
+
+BuildOut = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", metavar="DIR", help="Folder of the dataset.", show_default="the recipe's name"),
+]
 
 
 @app.command()
@@ -83,7 +90,7 @@ def plan(
 def build(
     recipe: DatasetRecipe,
     settings: Settings,
-    out: Out = None,
+    out: BuildOut = None,
     dry_run: DryRun = False,
     page: Annotated[bool, typer.Option("--report/--no-report", help="Write DIR/report/index.html at the end.")] = True,
     json: Json = False,
@@ -93,7 +100,11 @@ def build(
     from cvgl_data import pipeline, planning
 
     if dry_run:
-        print_plan(recipe, planning.plan(recipe, rate_per_s=settings["rate_per_s"]))
+        planned = planning.plan(recipe, rate_per_s=settings["rate_per_s"])
+        if json:
+            print_json(asdict(planned))
+        else:
+            print_plan(recipe, planned)
         return
     folder = out or Path(recipe.name)
     with progress_bar(quiet) as bar:
@@ -127,7 +138,7 @@ def _fetch(kind: str, recipe: DatasetRecipe, settings: Settings, out: Path | Non
 @takes_fetch_settings
 @takes_verbosity
 def fetch_references(
-    recipe: DatasetRecipe, settings: Settings, out: Out = None, json: Json = False, quiet: bool = False
+    recipe: DatasetRecipe, settings: Settings, out: BuildOut = None, json: Json = False, quiet: bool = False
 ) -> None:
     """Fetch the overhead references of a recipe into DIR/.cvgl."""
     _fetch("imagery", recipe, settings, out, json, quiet)
@@ -138,7 +149,7 @@ def fetch_references(
 @takes_fetch_settings
 @takes_verbosity
 def fetch_queries(
-    recipe: DatasetRecipe, settings: Settings, out: Out = None, json: Json = False, quiet: bool = False
+    recipe: DatasetRecipe, settings: Settings, out: BuildOut = None, json: Json = False, quiet: bool = False
 ) -> None:
     """Fetch the street-level queries of a recipe into DIR/.cvgl."""
     _fetch("panoramas", recipe, settings, out, json, quiet)

@@ -17,16 +17,18 @@ from ._evaluating import evaluate_poses, evaluate_retrieval
 from ._models import RunDir, combine, export
 from ._options import (
     INTERRUPTED,
+    RECIPE_HELP,
     Json,
     Overrides,
     Overwrite,
-    new_app,
+    new_program,
     note,
     print_json,
     progress_bar,
     run,
     table,
     takes_verbosity,
+    tell,
 )
 from ._recipes import recipes_app
 
@@ -34,23 +36,27 @@ from ._recipes import recipes_app
 # on a busy two-core machine a training was seen to take seven times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-app = new_app("Train and evaluate cross-view geo-localization models on datasets built by cvgl-data.")
+app = new_program("Train and evaluate cross-view geo-localization models on datasets built by cvgl-data.")
 app.add_typer(recipes_app("models", "model recipes"), name="recipes")
 
-Data = Annotated[Path, typer.Option("--data", "-d", help="Dataset folder.", show_default=False)]
-Split = Annotated[str, typer.Option(help="train, validation or test.")]
+Data = Annotated[
+    Path, typer.Option("--data", "-d", metavar="DIR", help="Dataset folder, or LAYOUT:FOLDER.", show_default=False)
+]
+Split = Annotated[str, typer.Option(metavar="NAME", help="train, validation or test.")]
 
 
 @app.command("run")
 @takes_verbosity
 def run_training(
-    recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, or a TOML file.")],
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help=RECIPE_HELP)],
     data: Data,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Run folder.", show_default="runs/RECIPE")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="DIR", help="Run folder.", show_default="runs/RECIPE")
+    ] = None,
     overrides: Overrides = None,
     overwrite: Overwrite = False,
     max_steps: Annotated[
-        int | None, typer.Option(min=1, help="Stop after so many steps in all.", show_default=False)
+        int | None, typer.Option(min=1, metavar="N", help="Stop after so many steps in all.", show_default=False)
     ] = None,
     time_limit: Annotated[
         float | None, typer.Option(min=0, metavar="SECONDS", help="Stop after this time.", show_default=False)
@@ -76,7 +82,7 @@ def run_training(
             progress=bar,
         )
     if stopped:
-        note(f"interrupted; {folder} is saved, run the same command again to go on")
+        tell(f"interrupted; {folder} is saved, run the same command again to go on")
         raise typer.Exit(INTERRUPTED)
     if is_first:
         note(f"trained {folder}; `cvgl-train evaluate {folder} --data {data}` measures it")
@@ -93,17 +99,23 @@ def evaluate(
     ] = False,
     sheet: Annotated[
         Path | None,
-        typer.Option(help="Write a contact sheet of queries and their best references.", show_default=False),
+        typer.Option(
+            metavar="FILE", help="Write a contact sheet of queries and their best references.", show_default=False
+        ),
     ] = None,
     page: Annotated[bool, typer.Option("--page", help="Write a page: map of errors, curves, worst queries.")] = False,
     images: Annotated[bool, typer.Option(help="Put small copies of images into the page.")] = True,
-    fov: Annotated[float, typer.Option(min=1, max=360, help="Show only so many degrees of each query.")] = 360.0,
+    fov: Annotated[
+        float, typer.Option(min=1, max=360, metavar="DEG", help="Show only so many degrees of each query.")
+    ] = 360.0,
     heading: Annotated[
         Literal["known", "unknown"], typer.Option(help="Whether queries are turned to north, or anyhow.")
     ] = "known",
     heading_noise: Annotated[
         float | None,
-        typer.Option(min=0, max=180, help="Localization: headings are known to so many degrees.", show_default="0"),
+        typer.Option(
+            min=0, max=180, metavar="DEG", help="Localization: headings are known to so many degrees.", show_default="0"
+        ),
     ] = None,
     pairs: Annotated[
         Literal["positive", "covering"],
@@ -112,7 +124,7 @@ def evaluate(
     fill: Annotated[
         Literal["zero", "crop"], typer.Option(help="Outside the field of view: black, or cut off.")
     ] = "zero",
-    seed: Annotated[int, typer.Option(min=0, help="Decides where cameras look.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Decides where cameras look.")] = 0,
     legacy: Annotated[
         bool, typer.Option("--legacy", help="Also count as published code does: ties for the query, 1 % rounded down.")
     ] = False,
@@ -126,6 +138,8 @@ def evaluate(
     from cvgl_models.checkpoint import run_recipe
     from cvgl_models.systems import task_of
 
+    if sheet is not None and sheet.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise typer.BadParameter(f"'{sheet}' is no name of a picture; end it in .png", param_hint="--sheet")
     if task_of(run_recipe(folder)) == "localization":
         if sheet is not None or legacy or fill != "zero":
             raise typer.BadParameter("--sheet, --legacy and --fill are for runs of retrieval systems")
@@ -162,10 +176,17 @@ def locate(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Equirectangular panoramas.")],
     data: Annotated[
         Path | None,
-        typer.Option("--data", "-d", help="Dataset whose references are searched.", show_default="the last one"),
+        typer.Option(
+            "--data", "-d", metavar="DIR", help="Dataset whose references are searched.", show_default="the last one"
+        ),
     ] = None,
-    top_k: Annotated[int, typer.Option("--top", min=1, help="Candidates per image.")] = 5,
-    heading: Annotated[float, typer.Option(help="Compass bearing of the panoramas' centre column, degrees.")] = 0.0,
+    top_k: Annotated[int, typer.Option("--top", min=1, metavar="N", help="Candidates per image.")] = 5,
+    heading: Annotated[
+        float,
+        typer.Option(
+            min=-360, max=360, metavar="DEG", help="Compass bearing of the panoramas' centre column, degrees."
+        ),
+    ] = 0.0,
     near: Annotated[
         str | None,
         typer.Option(metavar="LON,LAT,METRES", help="Search only within this radius.", show_default=False),
@@ -179,10 +200,11 @@ def locate(
         ),
     ] = None,
     refine_top: Annotated[
-        int, typer.Option(min=1, help="Refine in so many candidates; the one that fits best counts.")
+        int, typer.Option(min=1, metavar="N", help="Refine in so many candidates; the one that fits best counts.")
     ] = 1,
     heading_noise: Annotated[
-        float, typer.Option(min=0, max=180, help="How far off --heading may be, for --refine; 180: unknown.")
+        float,
+        typer.Option(min=0, max=180, metavar="DEG", help="How far off --heading may be, for --refine; 180: unknown."),
     ] = 0.0,
     as_geojson: Annotated[bool, typer.Option("--geojson", help="Print the result as GeoJSON.")] = False,
     json: Json = False,
@@ -193,6 +215,8 @@ def locate(
     from cvgl_models.serving import locate as find
 
     circle = _circle(near) if near else None
+    if refine is None and (refine_top != 1 or heading_noise):
+        raise typer.BadParameter("--refine-top and --heading-noise are for --refine")
     with progress_bar(quiet) as bar:
         found = find(
             folder,

@@ -7,7 +7,7 @@ import mmap
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ import pyarrow as pa
 
 from cvgl_data.errors import CvglError, DatasetError, WorkspaceError
 
+_NOT_HERE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
+"""More room on the disk does not help against these."""
 _BLOCK = 4096
 """Direct writes begin and end at multiples of this."""
 
@@ -81,14 +83,21 @@ def replace_file(final: Path, write: Callable[[Path], None]) -> None:
     """Let a file appear under its name complete and durable, or not at all.
 
     Raises:
-        WorkspaceError: If the disk is full, say; what was under the name stays.
+        WorkspaceError: If the disk is full, say, or the name is a folder's; what was under the name stays.
     """
+    if final.is_dir():
+        raise WorkspaceError(f"'{final}' is a folder; name a file")
     temporary = final.with_name(final.name + ".part")
     with writing_to(final.parent):
-        write(temporary)
-        with temporary.open("rb+") as written:
-            os.fsync(written.fileno())
-        os.replace(temporary, final)
+        try:
+            write(temporary)
+            with temporary.open("rb+") as written:
+                os.fsync(written.fileno())
+            os.replace(temporary, final)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)  # half a file takes the room that is missing
+            raise
         if sys.platform != "win32":  # which cannot open folders
             folder = os.open(final.parent, os.O_RDONLY)
             try:
@@ -106,7 +115,10 @@ def writing_to(folder: Path) -> Iterator[None]:
         if isinstance(error, CvglError):  # some are both
             raise
         reason = error.strerror or error
-        text = f"'{folder}' cannot be written ({reason}); what is there is kept: make room and run again"
+        remedy = (
+            "name another place, or allow it to be written" if error.errno in _NOT_HERE else "make room and run again"
+        )
+        text = f"'{folder}' cannot be written ({reason}); what is there is kept: {remedy}"
         raise WorkspaceError(text) from None
 
 

@@ -42,7 +42,7 @@ def build(path: Path, column: str = "image.bytes") -> NDArray[np.int64]:
     Raises:
         DatasetError: If the column is compressed or encoded, a row has no image, or the pages do not add up.
     """
-    metadata = pq.read_metadata(path)
+    metadata = pq.read_metadata(path.absolute())
     entries: list[tuple[int, int]] = []
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         for group in range(metadata.num_row_groups):

@@ -22,7 +22,7 @@ from cvgl_data.fetch.repeats import repeated
 from cvgl_data.http import Http
 from cvgl_data.planning import check, windows_by_area
 from cvgl_data.readers.packed import read_manifest
-from cvgl_data.recipe import DatasetRecipe, ImageryRecipe, SourceRecipe, resolve, to_tables
+from cvgl_data.recipe import DatasetRecipe, ImageryRecipe, SourceRecipe, differences, resolve, to_tables
 from cvgl_data.running import run
 from cvgl_data.sources import open_imagery, open_panoramas
 from cvgl_data.steps import Build
@@ -201,6 +201,12 @@ def resume(
     if tables is None:
         raise WorkspaceError(f"'{out}' holds no build (no .cvgl folder); `cvgl-data build --out {out}` makes one")
     recipe = resolve(DatasetRecipe, tables, overrides)
+    changed = differences(to_tables(resolve(DatasetRecipe, tables)), to_tables(recipe))
+    if fetched := [line for line in changed if line.partition(":")[0].partition(".")[0] not in REVISABLE]:
+        raise WorkspaceError(
+            f"'{out}' holds a build of another recipe ({fetched[0]}), which decides what is fetched; "
+            "build in another folder"
+        )
     # Not checked again: the steps after fetching need neither the sources nor the files they were given.
     with Workspace(out).open(to_tables(recipe), save=False) as workspace:
         yield Build(recipe, workspace, **settings)

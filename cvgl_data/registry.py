@@ -11,13 +11,17 @@ from typing import Generic, TypeVar
 from cvgl_data.errors import UnknownNameError
 
 T = TypeVar("T")
+_MOST = 25
+"""Names that a message lists."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return ``"; did you mean 'x'?"`` for the nearest known name, or the list of all when none is near."""
+    """Return ``"; did you mean 'x'?"`` for the nearest known name, or a list when none is near."""
     names = sorted(known)
-    near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
-    return f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(names)}"
+    if near := difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5):
+        return f"; did you mean '{near[0]}'?"
+    more = f" and {len(names) - _MOST} more" if len(names) > _MOST else ""
+    return f"; known: {', '.join(names[:_MOST])}{more}"
 
 
 class Registry(Generic[T]):

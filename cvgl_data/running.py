@@ -32,10 +32,17 @@ def run(
     Raises:
         KeyboardInterrupt: After a signal, once the work has returned or was ended.
     """
+    signaled = False
 
     async def main() -> T:
         cancel = asyncio.Event()
-        _on_signals(asyncio.get_running_loop(), cancel.set)
+
+        def stop() -> None:
+            nonlocal signaled
+            signaled = True
+            cancel.set()
+
+        _on_signals(asyncio.get_running_loop(), stop)
         async with Http(**http_settings) as http:
             working = asyncio.ensure_future(work(http, cancel))
             ending = asyncio.ensure_future(_end_late(working, cancel, late_s))
@@ -47,12 +54,13 @@ def run(
                 raise
             finally:
                 ending.cancel()
-        if cancel.is_set():
-            raise KeyboardInterrupt
         return result
 
     with _kept_handlers(), asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        return runner.run(main())
+        result = runner.run(main())
+    if signaled:  # asked last, so that one which comes while the client and the loop are closed counts too
+        raise KeyboardInterrupt
+    return result
 
 
 async def _end_late(working: asyncio.Future[Any], cancel: asyncio.Event, late_s: float) -> None:

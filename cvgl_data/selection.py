@@ -81,7 +81,7 @@ def read_pano_ids(path: str | Path) -> list[str]:
         if path.suffix == ".parquet":
             import pyarrow.parquet as pq  # 20 MB that fetching tiles can do without
 
-            found = [str(value) for value in pq.read_table(path, columns=["pano_id"])["pano_id"].to_pylist()]
+            found = [str(value) for value in pq.read_table(path.absolute(), columns=["pano_id"])["pano_id"].to_pylist()]
         elif path.suffix == ".csv":
             with path.open(encoding="utf-8-sig", newline="") as lines:
                 found = [row["pano_id"] for row in csv.DictReader(lines)]

@@ -139,7 +139,7 @@ def _read(folder: Path, required: Sequence[str]) -> pa.Table | None:
     parts = []
     for path in sorted(folder.glob("*.parquet")):
         try:
-            part = pq.read_table(path, partitioning=None)
+            part = pq.read_table(path.absolute(), partitioning=None)
         except (pa.ArrowException, OSError) as error:
             raise DatasetError(f"'{path}' cannot be read: {error}") from None
         missing = sorted(set(required) - set(part.column_names))

@@ -109,7 +109,7 @@ class Build:
 
             counts = self._run(fetch_all)
             self._select("references", [window.key for _, windows in work for window in windows], imagery)
-        return _counted("references", recipe.source, counts)
+        return self._counted("references", recipe.source, counts)
 
     def fetch_queries(self) -> dict[str, int]:
         """Fetch the recipe's panoramas that are not there yet; returns how many ended how.
@@ -145,7 +145,7 @@ class Build:
             chosen: list[str] = []
             counts = self._run(fetch_all)
             self._select("queries", chosen, panoramas)
-        return _counted("queries", recipe.source, counts)
+        return self._counted("queries", recipe.source, counts)
 
     def take_queries(self, dataset: CrossViewDataset, sources: Sequence[Mapping[str, str]]) -> dict[str, int]:
         """Take the queries over from a packed dataset in place of fetching them; returns how many."""
@@ -308,11 +308,15 @@ class Build:
     def _run(self, work: Callable[[Http, asyncio.Event], Coroutine[Any, Any, T]]) -> T:
         return run(work, **self.http_settings)
 
-
-def _counted(kind: str, source: str, counts: Counter[Outcome]) -> dict[str, int]:
-    """Return counts by outcome name; raises if nothing at all was had."""
-    by_name = {outcome.value: count for outcome, count in sorted(counts.items())}
-    if not counts[Outcome.OK]:
-        found = ", ".join(f"{count} {name}" for name, count in by_name.items()) or "nothing to fetch"
-        raise FetchError(f"not one of the {kind} could be had from '{source}' ({found}); check area, zoom and source")
-    return by_name
+    def _counted(self, kind: str, source: str, counts: Counter[Outcome]) -> dict[str, int]:
+        """Return counts by outcome name; raises if nothing at all was had, with the first of the reasons."""
+        by_name = {outcome.value: count for outcome, count in sorted(counts.items())}
+        if not counts[Outcome.OK]:
+            found = ", ".join(f"{count} {name}" for name, count in by_name.items()) or "nothing to fetch"
+            with self.contents.store(kind) as store:
+                reasons = self.contents.failures(kind, store)["error"].to_pylist()
+            first = next((f": {reason}" for reason in reasons if reason), "")
+            raise FetchError(
+                f"not one of the {kind} could be had from '{source}' ({found}{first}); check area, zoom and source"
+            )
+        return by_name

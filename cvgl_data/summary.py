@@ -76,6 +76,6 @@ def _sources(kind: str, table: pa.Table) -> Rows:
 def _failures(folder: Path) -> Rows:
     counts: Counter[tuple[str, str]] = Counter()
     for path in sorted((folder / "data" / "failures").glob("*.parquet")):
-        table = pq.read_table(path, columns=["kind", "status"])
+        table = pq.read_table(path.absolute(), columns=["kind", "status"])
         counts.update(zip(table["kind"].to_pylist(), table["status"].to_pylist(), strict=True))
     return [{"kind": kind, "status": status, "items": count} for (kind, status), count in sorted(counts.items())]

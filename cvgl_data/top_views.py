@@ -69,6 +69,10 @@ class TopViews:
         given = [self.fov_deg is not None, self.meters_per_px is not None, self.match_references]
         if sum(given) != 1:
             raise RecipeError("give exactly one of a field of view, a scale, and to match the references")
+        if not 0 < self.camera_height_m < math.inf:
+            raise RecipeError(f"the camera's height must be positive and finite, not {self.camera_height_m}")
+        if self.meters_per_px is not None and not 0 < self.meters_per_px < math.inf:
+            raise RecipeError(f"the scale must be positive and finite, not {self.meters_per_px} metres per pixel")
         if not (self.size_px > 0 and self.oversample > 0 and 1 <= self.jpeg_quality <= 100):
             raise RecipeError("size and oversampling must be positive, and the quality from 1 to 100")
         try:
@@ -124,6 +128,8 @@ def write_top_views(
         DatasetError: If a panorama cannot be decoded or has no positive to match; names it.
     """
     dataset, progress = open_dataset(data), progress or Silent()
+    if out.exists() and not out.is_dir():
+        raise WorkspaceError(f"'{out}' is a file; name a folder")
     if out.exists() and any(out.iterdir()):
         if not overwrite:
             raise WorkspaceError(f"'{out}' is not empty; name another folder, or give --overwrite")

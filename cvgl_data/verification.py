@@ -142,7 +142,7 @@ def _check_images(
     progress: Progress,
 ) -> Iterator[Problem]:
     """Check the rows of one shard of images; appends their ids and hashes to those of the shards before it."""
-    with pq.ParquetFile(folder / name) as file:
+    with pq.ParquetFile((folder / name).absolute()) as file:
         schema.check(file.schema_arrow, _SCHEMAS[table], name)
         if file.metadata.num_rows != num_rows:
             yield Problem(name, "", f"has {file.metadata.num_rows} rows, the manifest says {num_rows}")
@@ -178,7 +178,7 @@ def _image_problems(row: dict[str, Any], table: str, decode: bool) -> Iterator[s
 def _check_table(
     folder: Path, name: str, table: str, check: Callable[[str, pa.Table], Iterator[Problem]]
 ) -> Iterator[Problem]:
-    found = pq.read_table(folder / name, partitioning=None)
+    found = pq.read_table((folder / name).absolute(), partitioning=None)
     schema.check(found.schema, _SCHEMAS[table], name)
     yield from check(name, found)
 

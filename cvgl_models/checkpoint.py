@@ -18,14 +18,16 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
@@ -75,6 +77,38 @@ def open_run(run: Path, recipe: ModelRecipe, data: Mapping[str, Any], *, overwri
         raise WorkspaceError(f"run folder '{run}' cannot be used: {error}; choose another folder") from error
 
 
+@contextmanager
+def held_run(run: Path) -> Iterator[None]:
+    """Hold a run folder, which is made if it is not there, for this process alone.
+
+    Raises:
+        WorkspaceError: If another process trains in it.
+    """
+    folder = -1
+    if sys.platform != "win32":  # which cannot open folders
+        with suppress(OSError):  # whoever opens the run says what is wrong
+            run.mkdir(parents=True, exist_ok=True)
+            folder = os.open(run, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        if folder >= 0:
+            _lock(folder, run)
+        yield
+    finally:
+        if folder >= 0:
+            os.close(folder)
+
+
+def _lock(folder: int, run: Path) -> None:
+    import fcntl
+
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise WorkspaceError(f"run folder '{run}' is in use by another training; wait for it or stop it") from None
+    except OSError:  # a network's file system that locks no folders
+        return
+
+
 def run_recipe(run: Path) -> ModelRecipe:
     """Return the resolved recipe of a run.
 
@@ -82,6 +116,8 @@ def run_recipe(run: Path) -> ModelRecipe:
         CheckpointError: If the folder is no run folder, or its recipe is damaged.
     """
     path = run / RECIPE
+    if any((run / name).exists() for name in _OF_DATASETS):
+        raise CheckpointError(f"'{run}' is a dataset, no run folder; train on it with `cvgl-train run` first")
     if not path.is_file():
         raise CheckpointError(f"'{run}' is no run folder: it has no {RECIPE}; train with `cvgl-train run` first")
     try:
@@ -98,18 +134,26 @@ def save_checkpoint(run: Path, model: nn.Module, state: Mapping[str, Any], avera
         model: Its weights are saved.
         state: Plain values and tensors only, with ``step``.
         average: A moving average of the model.
+
+    Raises:
+        WorkspaceError: If it cannot be written; the previous checkpoint stays.
     """
     folder = run / CHECKPOINTS / f"step-{state['step']:08d}"
     partial = folder.with_name(f"{folder.name}.tmp")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save_weights(partial / _WEIGHTS, model, {"step": str(state["step"])})
-    if average is not None:
-        save_weights(partial / _AVERAGE, average, {"step": str(state["step"])})
-    torch.save(dict(state), partial / _STATE)
-    if folder.exists():
-        shutil.rmtree(folder)
-    os.replace(partial, folder)
+    try:
+        partial.mkdir(parents=True)
+        save_weights(partial / _WEIGHTS, model, {"step": str(state["step"])})
+        if average is not None:
+            save_weights(partial / _AVERAGE, average, {"step": str(state["step"])})
+        with _told(partial):
+            torch.save(dict(state), partial / _STATE)
+            if folder.exists():
+                shutil.rmtree(folder)
+            os.replace(partial, folder)
+    except WorkspaceError:
+        shutil.rmtree(partial, ignore_errors=True)  # half a checkpoint takes the room that is missing
+        raise
     for other in folder.parent.iterdir():
         if other != folder:
             shutil.rmtree(other)
@@ -141,10 +185,34 @@ def load_checkpoint(folder: Path, model: nn.Module, average: nn.Module | None = 
 
 
 def save_weights(path: Path, model: nn.Module, metadata: dict[str, str]) -> None:
-    """Write the model's tensors, each shared one once, replacing the file atomically."""
+    """Write the model's tensors, each shared one once, replacing the file atomically.
+
+    Raises:
+        WorkspaceError: If it cannot be written.
+    """
     partial = path.with_name(f"{path.name}.tmp")
-    save_file(_unique_tensors(model), partial, metadata=metadata)
-    os.replace(partial, path)
+    with _told(path):
+        try:
+            save_file(_unique_tensors(model), partial, metadata=metadata)
+            os.replace(partial, path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Say what cannot be written; torch and safetensors have errors of their own for a full disk."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        if isinstance(error, RuntimeError):  # torch speaks of a position in the file
+            reason = "less arrived on the disk than was written"
+        raise WorkspaceError(
+            f"'{path}' cannot be written ({reason}); what is there is kept: "
+            "make room, or name another folder, and run again"
+        ) from error
 
 
 def load_weights(path: Path, model: nn.Module) -> dict[str, str]:

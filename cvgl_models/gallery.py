@@ -121,15 +121,18 @@ def _save(gallery: Gallery, folder: Path) -> None:
         (folder / INDEX).unlink(missing_ok=True)  # written last, so that it vouches for the rest
         for name in (EMBEDDINGS, REFERENCES):
             partial = folder / f"{name}.tmp"
-            if name == EMBEDDINGS:
-                save_file({"embedding": np.ascontiguousarray(gallery.embedding_RD)}, partial)
-            else:
-                pq.write_table(gallery.references, partial, compression="zstd")
-            os.replace(partial, folder / name)
+            try:
+                if name == EMBEDDINGS:
+                    save_file({"embedding": np.ascontiguousarray(gallery.embedding_RD)}, partial)
+                else:
+                    pq.write_table(gallery.references, partial.absolute(), compression="zstd")
+                os.replace(partial, folder / name)
+            finally:
+                partial.unlink(missing_ok=True)
         num, size = gallery.embedding_RD.shape
         facts: dict[str, Any] = {"weights": gallery.weights, "data": gallery.data, "num_references": num, "size": size}
         write_text(folder / INDEX, json.dumps(facts, indent=2) + "\n")
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise WorkspaceError(f"gallery '{folder}' cannot be written: {error}") from error
 
 
@@ -138,7 +141,7 @@ def _kept(folder: Path) -> Gallery | None:
     try:
         facts = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         embedding_RD = load_file(folder / EMBEDDINGS)["embedding"]
-        references = pq.read_table(folder / REFERENCES, columns=list(COLUMNS))
+        references = pq.read_table((folder / REFERENCES).absolute(), columns=list(COLUMNS))
         if embedding_RD.shape != (facts["num_references"], facts["size"]) or len(references) != len(embedding_RD):
             return None
         return Gallery(embedding_RD=embedding_RD, references=references, weights=facts["weights"], data=facts["data"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -97,24 +98,24 @@ class Model:
         return embedded
 
 
-def load_model(run: Path) -> Model:
+def load_model(run: str | Path) -> Model:
     """Return the model of a run folder or of an exported model's folder.
 
     Raises:
         CheckpointError: If there are no trained weights, or they do not fit.
     """
-    return Model(*load_retrieval_system(run))
+    return Model(*load_retrieval_system(Path(run)))
 
 
 def locate(
-    run: Path,
-    image_paths: Sequence[Path],
+    run: str | Path,
+    image_paths: Sequence[str | Path],
     data: str | Path | CrossViewDataset | None = None,
     *,
     top_k: int = 5,
     heading_deg: float = 0.0,
     near: tuple[float, float, float] | None = None,
-    refine: Path | None = None,
+    refine: str | Path | None = None,
     refine_top: int = 1,
     heading_noise_deg: float = 0.0,
     progress: Progress | None = None,
@@ -141,6 +142,9 @@ def locate(
     """
     if refine is not None and data is None:
         raise DatasetError("refining reads the images of references; name the dataset with --data")
+    run = Path(run)
+    if not math.isfinite(heading_deg):
+        raise DatasetError(f"heading {heading_deg} is no compass bearing; give degrees clockwise from north")
     dataset = data if isinstance(data, CrossViewDataset) or data is None else open_dataset(data)
     for path in image_paths:
         _read(path)
@@ -148,7 +152,7 @@ def locate(
     confidence = kept_calibration(run, gallery.weights)
     if confidence is None and dataset is not None:
         confidence = calibrate(run, dataset, progress=progress)
-    refiner = Refiner(refine, dataset) if refine is not None and dataset is not None else None
+    refiner = Refiner(Path(refine), dataset) if refine is not None and dataset is not None else None
     if near is not None:
         gallery = gallery.near(*near)
     if not image_paths:

@@ -134,7 +134,7 @@ def test_push_and_load_back(exported, monkeypatch, tmp_path, toy):  # noqa: F811
     images = [toy.images[toy.queries["query_id"][0].as_py()]]
     one, two = from_pretrained("user/name"), from_pretrained(exported)
     np.testing.assert_array_equal(one.embed_queries(images), two.embed_queries(images))
-    with pytest.raises(HubError, match="no dataset id"):
+    with pytest.raises(HubError, match="no repository id"):
         push_model(exported, "no name")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from pretended import Unread
 from torch import Tensor, nn
 from torch.nn import functional as F
 

@@ -99,7 +99,7 @@ def test_a_server_that_says_how_long_is_believed(waits):
         (hub_errors.OfflineModeIsEnabled("offline"), "HF_HUB_OFFLINE is set"),
         (httpx.ConnectError("no route"), r"cannot be reached \(no route\)"),
         (TimeoutError(), "cannot be reached"),
-        (hub_errors.HFValidationError("bad id"), "is no dataset id"),
+        (hub_errors.HFValidationError("bad id"), "is no repository id"),
     ],
     ids=repr,
 )

@@ -40,7 +40,7 @@ def is_repo_id(text: str) -> bool:
 def check_repo_id(repo_id: str) -> None:
     """Raise `HubError` unless it is ``user/name``."""
     if not is_repo_id(repo_id):
-        raise HubError(f"'{repo_id}' is no dataset id; write it like user/name (letters, digits, '-', '_', '.')")
+        raise HubError(f"'{repo_id}' is no repository id; write it like user/name (letters, digits, '-', '_', '.')")
 
 
 def again(work: Callable[[], T], what: str) -> T:
@@ -107,10 +107,12 @@ def explained(repo_id: str, *, writing: bool = False) -> Iterator[None]:
         if _status(error) == 401:
             raise HubError(f"the Hub does not know who you are, or your token is no longer valid; {_LOG_IN}") from None
         raise HubError(f"there is no dataset '{repo_id}' that you may see; if it is private, {_LOG_IN}") from None
+    except errors.LocalEntryNotFoundError as error:  # neither at the Hub, which did not answer, nor in the cache
+        raise HubError(f"the Hub cannot be reached, and '{repo_id}' is not in its cache: {_brief(error)}") from None
     except errors.EntryNotFoundError as error:
         raise HubError(f"'{repo_id}' lacks a file: {_brief(error)}") from None
     except errors.HFValidationError as error:
-        raise HubError(f"'{repo_id}' is no dataset id: {_brief(error)}") from None
+        raise HubError(f"'{repo_id}' is no repository id: {_brief(error)}") from None
     except errors.HfHubHTTPError as error:
         raise HubError(_explain(error, repo_id, writing)) from None
     except Exception as error:

@@ -119,7 +119,7 @@ def render(
     for table, splits in card.tables(files).items():
         for split in splits:
             first = next(path for path in files if path.startswith(f"data/{table}/{split}-"))
-            schema = pq.read_schema(folder / first)
+            schema = pq.read_schema((folder / first).absolute())
             document["distribution"].append(_file_set(table, split))
             document["recordSet"].append(_record_set(table, split, schema))
     return json.dumps(document, indent=1, ensure_ascii=False) + "\n"

@@ -39,7 +39,7 @@ def read(
         if not match or match[1] != table:
             continue
         try:
-            part = pq.read_table(folder / name, partitioning=None)
+            part = pq.read_table((folder / name).absolute(), partitioning=None)
         except (pa.ArrowException, OSError) as error:
             raise DatasetError(f"'{folder / name}' cannot be read: {error}") from None
         schema.check(part.schema, expected, f"'{folder / name}'")
@@ -74,7 +74,7 @@ def holds_pixels(path: Path) -> bool:
     """Whether a Parquet file has a column that can hold an image."""
     return any(
         field.name != _GEOMETRY and (pa.types.is_struct(field.type) or _is_binary(field.type))
-        for field in pq.read_schema(path)
+        for field in pq.read_schema(path.absolute())
     )
 
 

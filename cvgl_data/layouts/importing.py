@@ -74,6 +74,10 @@ def import_layout(
     where, told = parse(location), progress or Silent()
     if where.reader in _NOT_LAYOUTS:
         raise RecipeError(f"'{location}' names no published layout; write it like vigor:FOLDER")
+    if (out / ".cvgl").exists():
+        raise DatasetError(f"'{out}' holds a build, which an import does not replace; name another folder")
+    if out.resolve() == Path(where.place).resolve():
+        raise DatasetError(f"'{out}' is the dataset to import; name another folder")
     if any((out / name).exists() for name in (MANIFEST, LINKED_FILE)) and not overwrite:
         raise DatasetError(f"'{out}' holds a dataset already; name another folder, or overwrite it")
     if link and (out / MANIFEST).exists():
@@ -243,4 +247,4 @@ def _link(dataset: CrossViewDataset, out: Path, where: Location, progress: Progr
 
 
 def _write_parquet(path: Path, table: pa.Table) -> None:
-    replace_file(path, lambda part: pq.write_table(table, part, compression="zstd"))
+    replace_file(path, lambda part: pq.write_table(table, part.absolute(), compression="zstd"))

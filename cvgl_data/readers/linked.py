@@ -74,7 +74,7 @@ def _describe(folder: Path) -> dict[str, Any]:
 
 def _read(path: Path, columns: pa.Schema) -> pa.Table:
     try:
-        table = pq.read_table(path, partitioning=None)
+        table = pq.read_table(path.absolute(), partitioning=None)
     except (pa.ArrowException, OSError) as error:
         raise DatasetError(f"'{path}' cannot be read: {error}; import the dataset again") from None
     schema.check(table.schema, columns, f"'{path}'")

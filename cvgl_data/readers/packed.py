@@ -38,7 +38,7 @@ def index_path(shard: Path) -> Path:
     return shard.with_name(f"_{shard.name}{INDEX_SUFFIX}")
 
 
-def read(folder: Path, *, verify: bool = False, resized: bool = False) -> CrossViewDataset:
+def read(folder: str | Path, *, verify: bool = False, resized: bool = False) -> CrossViewDataset:
     """Open a packed dataset; images stay on disk.
 
     Args:
@@ -52,6 +52,7 @@ def read(folder: Path, *, verify: bool = False, resized: bool = False) -> CrossV
         DatasetError: If the dataset is incomplete or a file is missing, cut or changed, or no image was resized.
         SchemaError: If it has another schema version.
     """
+    folder = Path(folder)
     manifest = read_manifest(folder)
     if manifest.get("images") is False:
         raise DatasetError(f"'{folder}' holds no images; `cvgl-data pull {folder} --out DIR` fetches them")
@@ -216,7 +217,7 @@ class _ShardWithoutIndex(_Shard):
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file = pq.ParquetFile(path)
+        self._file = pq.ParquetFile(path.absolute())
         groups = range(self._file.metadata.num_row_groups)
         self._starts = np.cumsum([0, *(self._file.metadata.row_group(group).num_rows for group in groups)]).tolist()
         self._held: tuple[int, pa.ChunkedArray] = (-1, pa.chunked_array([], pa.binary()))
@@ -252,7 +253,7 @@ def _read_table(folder: Path, manifest: Mapping[str, Any], table: str, split: st
     parts = []
     for name in _files(manifest, table, split):
         try:
-            part = pq.read_table(folder / name, partitioning=None)
+            part = pq.read_table((folder / name).absolute(), partitioning=None)
         except (pa.ArrowException, OSError) as error:
             raise DatasetError(f"'{folder / name}' cannot be read: {error}") from None
         schema.check(part.schema, expected, f"'{folder / name}'")

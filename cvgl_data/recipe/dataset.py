@@ -7,11 +7,22 @@ from dataclasses import dataclass, field
 
 from cvgl_data.recipe.quality import QualityRecipe
 
+_TOO_LARGE = 2**63
+"""What 64 bits do not hold, a TOML file need not."""
+
 
 def _at_least(least: float, **values: float) -> None:
     for key, value in values.items():
         if not least <= value < float("inf"):
             raise ValueError(f"'{key}' is {value}, it must be at least {least:g}")
+        if isinstance(value, int) and value >= _TOO_LARGE:
+            raise ValueError(f"'{key}' is {value}, it must be below 2**63")
+
+
+def _in_order(after: str, before: str) -> None:
+    first, end = (f"{date}-01-01"[:10] for date in (after, before))  # 2021 and 2021-06 mean their first day
+    if after and before and first >= end:
+        raise ValueError(f"no day lies between 'captured_after' ('{after}') and 'captured_before' ('{before}')")
 
 
 def _dates(**values: str) -> None:
@@ -108,6 +119,7 @@ class PanoramaRecipe(SourceRecipe):
         _at_least(0, max=self.max, spacing_m=self.spacing_m)
         _at_least(2, width=self.width)
         _dates(captured_after=self.captured_after, captured_before=self.captured_before)
+        _in_order(self.captured_after, self.captured_before)
         if self.width % 2:
             raise ValueError(f"'width' is {self.width}, it must be even")
 

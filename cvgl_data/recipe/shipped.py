@@ -33,7 +33,7 @@ def read_text(name_or_path: str | Path, kind: str) -> str:
     path = Path(name_or_path)
     if path.suffix == ".toml" or path.parent != Path():
         if not path.is_file():
-            raise RecipeError(f"no recipe file '{path}'")
+            raise RecipeError(f"'{path}' is a folder, no recipe file" if path.is_dir() else f"no recipe file '{path}'")
         try:
             return path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -41,6 +41,10 @@ def read_text(name_or_path: str | Path, kind: str) -> str:
     shipped = files("cvgl_recipes") / kind / f"{name_or_path}.toml"
     if not shipped.is_file():
         known = shipped_recipes(kind)
+        if path.is_file():
+            raise RecipeError(
+                f"no shipped recipe '{name_or_path}' in {kind}; write './{path}' for the file of that name"
+            )
         raise RecipeError(f"no shipped recipe '{name_or_path}' in {kind}{did_you_mean(str(name_or_path), known)}")
     return shipped.read_text(encoding="utf-8")
 

@@ -76,7 +76,7 @@ def export_webdataset(dataset_dir: Path, out: Path, shard_mb: float = 500.0) -> 
         for name in sorted(name for name in manifest["files"] if name.endswith(".parquet")):
             _, table, file_name = name.split("/")
             (part / table).mkdir(parents=True, exist_ok=True)
-            if "image" in pq.read_schema(dataset_dir / name).names:
+            if "image" in pq.read_schema((dataset_dir / name).absolute()).names:
                 with_images.setdefault((table, file_name.split("-")[0]), []).append(dataset_dir / name)
             else:
                 shutil.copyfile(dataset_dir / name, part / table / file_name)
@@ -131,7 +131,7 @@ def _write_tars(shards: list[Path], folder: Path, split: str, shard_bytes: int) 
 def _samples(shards: list[Path]) -> Iterator[tuple[str, bytes, bytes]]:
     """Yield the key, the image and the other columns as JSON of each row."""
     for path in shards:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path.absolute()) as file:
             for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE):
                 for row in batch.to_pylist():
                     image = row.pop("image")["bytes"]

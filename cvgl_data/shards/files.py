@@ -54,7 +54,7 @@ class ShardFiles:
         path = self.new(table, split)
         # One chunk per column: where chunks end would show in the bytes.
         content = content.combine_chunks()
-        with pq.ParquetWriter(path, content.schema, compression="zstd", write_page_index=True) as writer:
+        with pq.ParquetWriter(path.absolute(), content.schema, compression="zstd", write_page_index=True) as writer:
             writer.write_table(content, row_group_size=ROWS_PER_GROUP)
         self.add(table, split, path, content.num_rows, entry(path)["sha256"])
 

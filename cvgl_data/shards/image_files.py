@@ -100,7 +100,7 @@ def open_writer(path: Path, columns: pa.Schema) -> pq.ParquetWriter:
     """Return a writer of rows with images: those uncompressed and PLAIN, so that each lies contiguous in the file."""
     others = [field.name for field in columns if field.name != "image"]
     return pq.ParquetWriter(
-        path,
+        path.absolute(),  # with a colon, a relative one would be taken for an address
         columns,
         compression={"image.bytes": "none", "image.path": "zstd"} | dict.fromkeys(others, "zstd"),
         use_dictionary=others,
@@ -138,7 +138,7 @@ def index_of(path: Path, lengths: Ints) -> Ints:
     Raises:
         DatasetError: If the pages do not have room for exactly these images.
     """
-    metadata = pq.read_metadata(path)
+    metadata = pq.read_metadata(path.absolute())
     offsets = np.zeros(len(lengths), np.int64)
     row = 0
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:

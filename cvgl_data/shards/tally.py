@@ -104,7 +104,7 @@ def _read(folder: Path, files: Iterable[str], table: str, columns: list[str]) ->
     for name in sorted(files):
         match = re.fullmatch(rf"data/{table}/(\w+)-\d{{5}}-of-\d{{5}}\.parquet", name)
         if match:
-            yield match[1], pq.read_table(folder / name, columns=columns, partitioning=None)
+            yield match[1], pq.read_table((folder / name).absolute(), columns=columns, partitioning=None)
 
 
 def _value_counts(column: pa.ChunkedArray) -> Iterator[tuple[str, int]]:

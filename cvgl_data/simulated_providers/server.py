@@ -66,7 +66,9 @@ class SimulatedProviders(Settings):
                 await site.start()
             except OSError as error:
                 reason = error.strerror or error
-                raise RecipeError(f"cannot listen on {host}, port {port} ({reason}); choose another port") from None
+                raise RecipeError(
+                    f"cannot listen on {host}, port {port} ({reason}); choose another port or address"
+                ) from None
             name = f"[{host}]" if ":" in host else host
             url = f"http://{name}:{runner.addresses[0][1]}"
             yield Served(url, _environment(url), dispatcher.log, dispatcher.stats)

@@ -168,7 +168,7 @@ function card(content, title, note, action) {
 function setUpSheets() {
   for (const id of data.samples) {
     const row = rowOfQuery.get(id);
-    const parts = [nameOf(queries.split, row), nameOf(queries.area, row), nameOf(queries.captured, row), `D∞ ${fixed(queries.decentrality[row], 2)}`, `${fixed(queries.distance_m[row], 0)} m`];
+    const parts = [nameOf(queries.split, row), nameOf(queries.area, row), nameOf(queries.captured, row), `decentrality ${fixed(queries.decentrality[row], 2)}`, `${fixed(queries.distance_m[row], 0)} m`];
     byId("random").append(card(pairOf(row), id, parts.filter(Boolean).join(" · "), () => goToQuery(row)));
   }
   for (const item of data.worst) {

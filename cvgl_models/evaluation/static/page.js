@@ -47,7 +47,7 @@ function select(row, isFar) {
 }
 
 if (queries.id.length) {
-  map.fitBounds(L.latLngBounds(queries.id.map((id, row) => [queries.lat[row], queries.lon[row]])).pad(0.05), { animate: false, maxZoom: 19 });
+  map.fitBounds(L.latLngBounds(queries.id.map((id, row) => [queries.lat[row], queries.lon[row]])).pad(0.05), { animate: false, maxZoom: 19, paddingBottomRight: [0, 96] }); // the legend hides no dot
   const ramp = make("div", { class: "ramp", style: `background: linear-gradient(90deg, ${RAMP.join(", ")})` });
   byId("legend").append(make("b", {}, "error of the top-1"), ramp, make("div", { class: "ends" }, make("span", {}, "0"), make("span", {}, `${data.ramp_end_m} m and more`)));
 } else {

@@ -9,6 +9,7 @@ from cvgl_data.errors import CheckpointError, RecipeError, UnknownNameError
 from cvgl_data.recipe import resolve, shipped_recipes, to_toml
 from cvgl_models.backbones import BACKBONES, SmallCnn, create_backbone
 from cvgl_models.recipe import ModelRecipe, load_recipe
+from cvgl_models.recipe.checks import unchanged
 from cvgl_models.systems import SYSTEMS, create_system
 from cvgl_models.transforms import Batch
 
@@ -165,3 +166,27 @@ def test_weights_with_pickled_objects_are_refused(tmp_path):
 def test_recipes_are_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         load_recipe("demo").seed = 1
+
+
+@pytest.mark.parametrize(
+    ("name", "override", "said"),
+    [
+        ("sample4geo-smoke", "options.temperature=1", r"'options.temperature': system 'sample4geo' has no options"),
+        ("cvcities-smoke", "options.heads=2", r"'options.heads': system 'cvcities' has no options"),
+        ("sample4geo-smoke", "sampler.min_distance_m=50", r"'sampler.min_distance_m' is 50.0, but system 'sample4geo'"),
+        ("safa-smoke", "views.bev_px=64", r"'views.bev_px' is 64, but system 'safa' does not read it"),
+        ("hcnet-smoke", "encoder.aggregator=gem", r"'encoder.aggregator' is 'gem', but system 'hcnet'"),
+        ("ccvpe-smoke", "optim.label_smoothing=0.2", r"'optim.label_smoothing' is 0.2, but system 'ccvpe'"),
+        ("g2sweakly-smoke", "optim.channels_last=false", r"'optim.channels_last' is False, but system 'g2sweakly'"),
+        ("geodistill-smoke", "sampler.semi_positive_policy=soft", r"'sampler.semi_positive_policy' is 'soft', but"),
+    ],
+)
+def test_what_a_system_does_not_read_is_refused(name, override, said):
+    with pytest.raises(RecipeError, match=said):
+        create_system(load_recipe(name, [override, "encoder.pretrained=false"]))
+
+
+@pytest.mark.parametrize("name", shipped_recipes("models"))
+def test_shipped_recipes_set_nothing_that_is_not_read(name):
+    recipe = load_recipe(name)
+    unchanged(recipe, recipe.system, SYSTEMS.load(recipe.system).unread)

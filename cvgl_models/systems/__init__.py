@@ -50,10 +50,12 @@ class SystemModule(nn.Module, ABC):
 
     Attributes:
         unread: Recipe keys that it has no use for. A recipe that sets one is refused: it would change nothing.
+        has_options: Whether it has options of its own.
     """
 
     task: Task
     unread: tuple[str, ...] = ()
+    has_options: bool = True
 
     @abstractmethod
     def training_step(self, batch: Batch) -> LossTerms:
@@ -173,7 +175,10 @@ def create_system(recipe: ModelRecipe) -> SystemModule:
         RecipeError: If the recipe sets what the system does not read.
     """
     kind = SYSTEMS.load(recipe.system)
-    unchanged(recipe, recipe.system, getattr(kind, "unread", ()))  # a factory of somebody else's need not say
+    # a factory of somebody else's need not say
+    unchanged(recipe, recipe.system, getattr(kind, "unread", ()))
+    if recipe.options and not getattr(kind, "has_options", True):
+        raise RecipeError(f"recipe key 'options.{next(iter(recipe.options))}': system '{recipe.system}' has no options")
     system = kind(recipe)
     if not any(True for _ in system.parameters()):
         raise CheckpointError(f"system '{recipe.system}' has nothing to train")

@@ -66,6 +66,7 @@ class AuxGeo(Sample4Geo):
     """
 
     unread = RetrievalModule.unread
+    has_options = True
 
     def __init__(self, recipe: ModelRecipe) -> None:
         if not recipe.encoder.shared:

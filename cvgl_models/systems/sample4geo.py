@@ -24,6 +24,7 @@ class Sample4Geo(RetrievalModule):
     """
 
     unread = (*RetrievalModule.unread, "views.bev_px")
+    has_options = False
 
     def __init__(self, recipe: ModelRecipe) -> None:
         super().__init__()

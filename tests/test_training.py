@@ -18,7 +18,7 @@ from cvgl_models.recipe import ModelRecipe
 from cvgl_models.systems import create_system
 from cvgl_models.training import learning_rate, train
 from cvgl_models.training.feed import Images
-from cvgl_models.training.optimizer import WeightAverage
+from cvgl_models.training.optimizer import WeightAverage, create_optimizer
 from cvgl_models.training.preparing import init_aggregators
 
 TABLES = {
@@ -75,6 +75,27 @@ def same(one, two):
 @pytest.mark.parametrize(("step", "expected"), [(0, 0), (50, 5e-4), (100, 1e-3), (550, 5e-4), (1000, 0)])
 def test_schedule(step, expected):
     assert learning_rate(step, 1000, 100, 1e-3) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [("linear", [0, 5e-4, 1e-3, 5e-4, 1e-4, 0]), ("constant", [0, 5e-4, 1e-3, 1e-3, 1e-3, 1e-3])],
+)
+def test_other_schedules(schedule, expected):
+    steps = (0, 50, 100, 550, 910, 1000)
+    rates = [learning_rate(step, 1000, 100, 1e-3, schedule) for step in steps]
+    assert rates == pytest.approx(expected, abs=1e-12)
+    assert learning_rate(1, 1000, 0, 1e-3, schedule) == pytest.approx(1e-3, rel=2e-3)
+
+
+def test_a_run_has_the_schedule_and_the_optimizer_of_its_recipe(toy, tmp_path):
+    run = train(recipe("optim.schedule=constant", "optim.warmup_epochs=0", "optim.epochs=2"), toy, tmp_path / "run")
+    assert {line["lr"] for line in log(run) if "lr" in line} == {recipe().optim.lr}
+    system = create_system(recipe())
+    made = create_optimizer(
+        system, dataclasses.replace(recipe().optim, betas=(0.5, 0.9), eps=1e-7), torch.device("cpu")
+    )
+    assert {(group["betas"], group["eps"]) for group in made.param_groups} == {((0.5, 0.9), 1e-7)}
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,10 @@ class OptimRecipe:
     """``adamw`` or ``sgd``."""
     momentum: float = 0.9
     """Of ``sgd``."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Of ``adamw``, which without ``weight_decay`` is Adam."""
+    eps: float = 1e-8
+    """Of ``adamw``."""
     fused: bool = True
     """One kernel per update, where there is a GPU."""
     epochs: int = 40
@@ -70,7 +74,9 @@ class OptimRecipe:
     weight_decay: float = 0.01
     """Not applied to biases, norms and the logit scale."""
     warmup_epochs: float = 1.0
-    """Linear from 0; then a cosine to 0."""
+    """Linear from 0, before the ``schedule``."""
+    schedule: str = "cosine"
+    """What becomes of ``lr`` then: ``cosine`` or ``linear``, both to 0 at the end, or ``constant``."""
     label_smoothing: float = 0.1
     max_grad_norm: float = 5.0
     """0: do not clip."""
@@ -91,7 +97,10 @@ class OptimRecipe:
     def __post_init__(self) -> None:
         one_of("optim.precision", self.precision, "auto", "fp32", "bf16", "fp16")
         one_of("optim.optimizer", self.optimizer, "adamw", "sgd")
-        positive(optim__epochs=self.epochs, optim__lr=self.lr)
+        one_of("optim.schedule", self.schedule, "cosine", "linear", "constant")
+        positive(optim__epochs=self.epochs, optim__lr=self.lr, optim__eps=self.eps)
+        for beta in self.betas:
+            share_below_one(optim__betas=beta)
         share_below_one(
             optim__label_smoothing=self.label_smoothing,
             optim__momentum=self.momentum,

@@ -184,7 +184,8 @@ class Trainer:
         if self.recipe.sampler.semi_positive_policy != "negative":
             rows = self.ranks.gather(batch.query_row), self.ranks.gather(batch.reference_row)
             batch = dataclasses.replace(batch, ignore=self.semi_positives.for_loss(*rows, self.recipe.sampler))
-        lr = learning_rate(step + 1, self.total_steps, round(optim.warmup_epochs * self.steps_per_epoch), optim.lr)
+        warmup_steps = round(optim.warmup_epochs * self.steps_per_epoch)
+        lr = learning_rate(step + 1, self.total_steps, warmup_steps, optim.lr, optim.schedule)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.system.train()

@@ -12,8 +12,8 @@ from cvgl_models.recipe import OptimRecipe
 from cvgl_models.systems import SystemModule
 
 
-def learning_rate(step: int, total_steps: int, warmup_steps: int, base: float) -> float:
-    """Return the rate of a step: linear from 0 over the warm-up, then a cosine to 0.
+def learning_rate(step: int, total_steps: int, warmup_steps: int, base: float, schedule: str = "cosine") -> float:
+    """Return the rate of a step: linear from 0 over the warm-up, then a ``cosine`` or ``linear`` to 0, or ``constant``.
 
     Example:
         >>> learning_rate(550, 1000, 100, 1e-3)
@@ -21,8 +21,10 @@ def learning_rate(step: int, total_steps: int, warmup_steps: int, base: float) -
     """
     if step < warmup_steps:
         return base * step / warmup_steps
-    done = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-    return base * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+    done = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+    if schedule == "constant":
+        return base
+    return base * ((1 - done) if schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done)))
 
 
 def create_optimizer(system: SystemModule, recipe: OptimRecipe, device: torch.device) -> torch.optim.Optimizer:
@@ -35,7 +37,7 @@ def create_optimizer(system: SystemModule, recipe: OptimRecipe, device: torch.de
     fused = recipe.fused and device.type == "cuda"
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, fused=fused)
-    return torch.optim.AdamW(groups, lr=recipe.lr, fused=fused)
+    return torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, eps=recipe.eps, fused=fused)
 
 
 class WeightAverage:

@@ -223,6 +223,11 @@ def tell(message: str) -> None:
     err_console.print(message, markup=False, highlight=False, soft_wrap=not err_console.is_terminal)
 
 
+def tell_error(what: object) -> None:
+    """Print one red line on stderr."""
+    err_console.print(f"error: {what}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+
+
 def run(app: Callable[[], Any], after_interrupt: str) -> None:
     """Run a Typer app as a program: one red line per `CvglError`, and the exit codes.
 
@@ -237,7 +242,7 @@ def run(app: Callable[[], Any], after_interrupt: str) -> None:
     try:
         app()
     except CvglError as error:
-        err_console.print(f"error: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+        tell_error(error)
         sys.exit(FAILED)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] not in ("torch", "torchvision", "timm", "safetensors"):
@@ -261,7 +266,7 @@ def run(app: Callable[[], Any], after_interrupt: str) -> None:
         if error.errno not in _DISK:
             raise
         said = f"{error}; what was done is kept" if error.filename else f"{error.strerror}; make room and run again"
-        err_console.print(f"error: {said}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+        tell_error(said)
         sys.exit(FAILED)
 
 

@@ -13,10 +13,14 @@ from typing import Annotated, Literal
 
 import typer
 
+from cvgl_data.errors import CvglError
+
 from ._evaluating import evaluate_poses, evaluate_retrieval
 from ._models import RunDir, combine, export
 from ._options import (
+    FAILED,
     INTERRUPTED,
+    PARTIAL,
     RECIPE_HELP,
     Json,
     Overrides,
@@ -29,6 +33,7 @@ from ._options import (
     table,
     takes_verbosity,
     tell,
+    tell_error,
 )
 from ._recipes import recipes_app
 
@@ -215,6 +220,7 @@ def locate(
     from cvgl_models.serving import locate as find
 
     circle = _circle(near) if near else None
+    failed: list[CvglError] = []
     if refine is None and (refine_top != 1 or heading_noise):
         raise typer.BadParameter("--refine-top and --heading-noise are for --refine")
     with progress_bar(quiet) as bar:
@@ -228,17 +234,22 @@ def locate(
             refine=refine,
             refine_top=refine_top,
             heading_noise_deg=heading_noise,
+            on_error=failed.append if len(images) > 1 else None,
             progress=bar,
         )
     if json or as_geojson:
         print_json(geojson(found) if as_geojson else [asdict(location) for location in found])
-        return
-    for location in found:
-        rows = [
-            [str(rank), f"{c.lon:.6f}", f"{c.lat:.6f}", f"{c.score:.4f}", c.reference_id]
-            for rank, c in enumerate(location.candidates, start=1)
-        ]
-        table(summary(location), ["rank", "lon", "lat", "score", "reference"], rows)
+    else:
+        for location in found:
+            rows = [
+                [str(rank), f"{c.lon:.6f}", f"{c.lat:.6f}", f"{c.score:.4f}", c.reference_id]
+                for rank, c in enumerate(location.candidates, start=1)
+            ]
+            table(summary(location), ["rank", "lon", "lat", "score", "reference"], rows)
+    for error in failed:
+        tell_error(error)
+    if failed:
+        raise typer.Exit(PARTIAL if found else FAILED)
 
 
 def _circle(text: str) -> tuple[float, float, float]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +26,8 @@ from cvgl_models.retrieval import search
 from cvgl_models.systems import RetrievalModule
 from cvgl_models.training import embed_views
 from cvgl_models.transforms import Batch
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,13 +81,18 @@ class Model:
         headings = np.broadcast_to(np.asarray(heading_deg, np.float64), (len(images),)).tolist()
         fields = self.system.query_views
         views = [_views(image, self.recipe, fields, heading) for image, heading in zip(images, headings, strict=True)]
-        return self._embedded("query", views)
+        return self.embed("query", views)
 
     def embed_references(self, images: Sequence[bytes | Path]) -> NDArray[np.float32]:
         """Return (N, D) L2-normalized embeddings of north-up overhead images; arguments and errors likewise."""
-        return self._embedded("reference", [_views(image, self.recipe, ("reference",)) for image in images])
+        return self.embed("reference", [_views(image, self.recipe, ("reference",)) for image in images])
 
-    def _embedded(self, side: str, views: Sequence[dict[str, Tensor]]) -> NDArray[np.float32]:
+    def embed(self, side: str, views: Sequence[dict[str, Tensor]]) -> NDArray[np.float32]:
+        """Return (N, D) L2-normalized embeddings of views that are ready, uint8 by field of a batch.
+
+        Raises:
+            DatasetError: If there are none.
+        """
         if not views:
             raise DatasetError("there are no images to embed")
         where = next(self.system.parameters()).device
@@ -118,6 +125,7 @@ def locate(
     refine: str | Path | None = None,
     refine_top: int = 1,
     heading_noise_deg: float = 0.0,
+    on_error: Callable[[DatasetError], None] | None = None,
     progress: Progress | None = None,
 ) -> list[Location]:
     """Find each image among the references of a gallery, which is kept in the run folder.
@@ -133,11 +141,12 @@ def locate(
             the images of references, so ``data`` has to be given.
         refine_top: It looks in so many candidates, and the one that fits best counts.
         heading_noise_deg: How far off ``heading_deg`` may be, either way, for the second stage; 180: unknown.
+        on_error: Told of each image that is missing or cannot be decoded, which is then left out; None: raises.
         progress: Told what is going on.
 
     Raises:
         CheckpointError: If the run has no trained weights, or no gallery and no data is given.
-        DatasetError: If an image is missing or cannot be decoded, or there are no references, or none nearby.
+        DatasetError: If there are no references, or none nearby; of an image, see ``on_error``.
         RecipeError: If the run to refine with is none of a localization system for panoramas.
     """
     if refine is not None and data is None:
@@ -146,8 +155,9 @@ def locate(
     if not math.isfinite(heading_deg):
         raise DatasetError(f"heading {heading_deg} is no compass bearing; give degrees clockwise from north")
     dataset = data if isinstance(data, CrossViewDataset) or data is None else open_dataset(data)
-    for path in image_paths:
-        _read(path)
+    there = _kept(image_paths, _check_file, on_error)[0]  # before the gallery is embedded, which may take long
+    if image_paths and not there:
+        return []
     system, recipe, gallery = open_gallery(run, dataset, progress=progress)
     confidence = kept_calibration(run, gallery.weights)
     if confidence is None and dataset is not None:
@@ -155,9 +165,12 @@ def locate(
     refiner = Refiner(Path(refine), dataset) if refine is not None and dataset is not None else None
     if near is not None:
         gallery = gallery.near(*near)
-    if not image_paths:
+    image_paths, views = _kept(
+        there, lambda path: _views(Path(path), recipe, system.query_views, heading_deg), on_error
+    )
+    if not views:
         return []
-    query_QD = Model(system, recipe, gallery.weights).embed_queries([Path(path) for path in image_paths], heading_deg)
+    query_QD = Model(system, recipe, gallery.weights).embed("query", views)
     found, score = search(query_QD, np.array(gallery.embedding_RD), max(top_k, CANDIDATES))
     indices_QK, scores_QK = found.numpy(), score.double().numpy()
     sure_Q = _confidences(confidence, indices_QK, scores_QK, gallery.references)
@@ -237,9 +250,31 @@ def _refined(location: Location, refiner: Refiner, top: int, heading_deg: float,
     return location if pose is None else replace(location, pose=pose, lon=pose.lon, lat=pose.lat)
 
 
-def _read(path: str | Path) -> bytes:
+def _kept(
+    paths: Sequence[str | Path], use: Callable[[str | Path], T], on_error: Callable[[DatasetError], None] | None
+) -> tuple[list[str | Path], list[T]]:
+    """Return the paths that can be used, and what became of them."""
+    kept: list[str | Path] = []
+    found: list[T] = []
+    for path in paths:
+        try:
+            found.append(use(path))
+        except DatasetError as error:
+            if on_error is None:
+                raise
+            on_error(error)
+        else:
+            kept.append(path)
+    return kept, found
+
+
+def _check_file(path: str | Path) -> None:
     if not Path(path).is_file():
         raise DatasetError(f"no image file '{path}'")
+
+
+def _read(path: str | Path) -> bytes:
+    _check_file(path)
     return Path(path).read_bytes()
 
 

@@ -4,11 +4,14 @@ import json
 import numpy as np
 import pytest
 import torch
+from cvgl_cli.train import app
 from PIL import Image
 from test_training import recipe
 from toy_dataset import render_panorama, toy_dataset
+from typer.testing import CliRunner
 
 import cvgl_models.gallery as gallery_module
+import cvgl_models.serving as serving_module
 from cvgl_data.errors import CheckpointError, DatasetError
 from cvgl_data.geo import distance_m
 from cvgl_models.evaluation.calibration import calibrate
@@ -76,6 +79,39 @@ def test_locate_without_images(run, toy, tmp_path):
     with pytest.raises(DatasetError, match=r"broken\.jpg' cannot be used"):
         locate(run, [tmp_path / "broken.jpg"], toy)
     assert locate(run, [], toy) == []
+
+
+def test_one_broken_image_does_not_take_the_others_along(run, toy, photo, tmp_path):
+    broken, gone = tmp_path / "broken.jpg", tmp_path / "gone.jpg"
+    broken.write_bytes(b"broken")
+    errors: list[DatasetError] = []
+    found = locate(run, [gone, photo, broken, photo], toy, on_error=errors.append)
+    assert [one.image for one in found] == [str(photo)] * 2
+    assert found[0] == found[1]
+    (alone,) = locate(run, [photo], toy)
+    assert [one.reference_id for one in found[0].candidates] == [one.reference_id for one in alone.candidates]
+    assert found[0].candidates[0].score == pytest.approx(alone.candidates[0].score, abs=1e-5)  # of a batch of one
+    assert [str(error).split("'")[1] for error in errors] == [str(gone), str(broken)]
+    assert locate(run, [gone, broken], toy, on_error=errors.append) == []
+    assert len(errors) == 4
+
+
+def test_broken_images_on_the_command_line(run, toy, photo, tmp_path, monkeypatch):
+    monkeypatch.setattr(serving_module, "open_dataset", lambda data: toy)
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"broken")
+
+    def typed(*images):
+        return CliRunner().invoke(app, ["locate", str(run), *map(str, images), "--data", "toy", "--json", "-q"])
+
+    done = typed(photo, broken)
+    assert done.exit_code == 3
+    assert [one["image"] for one in json.loads(done.stdout)] == [str(photo)]
+    assert "broken.jpg' cannot be used" in done.stderr
+    done = typed(broken, tmp_path / "gone.jpg")
+    assert done.exit_code == 1
+    assert json.loads(done.stdout) == []
+    assert "no image file" in done.stderr
 
 
 def test_gallery_is_kept_and_needs_no_data_again(fresh, toy, photo, monkeypatch):

@@ -140,7 +140,7 @@ def evaluate(
     quiet: bool = False,
 ) -> None:
     """Measure a run on a split: recall and hit rates, or metres and degrees; by city, decentrality and age."""
-    from cvgl_models.checkpoint import run_recipe
+    from cvgl_models.run_folder import run_recipe
     from cvgl_models.systems import task_of
 
     if sheet is not None and sheet.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):

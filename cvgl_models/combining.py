@@ -10,9 +10,10 @@ from typing import Any
 from cvgl_data.dataset import CrossViewDataset
 from cvgl_data.errors import DatasetError, RecipeError
 from cvgl_models.batches import open_for_views
-from cvgl_models.checkpoint import BEST, METRICS, open_run, save_weights, write_text
+from cvgl_models.checkpoint import save_weights
 from cvgl_models.evaluation.embeddings import device, load_retrieval_system
 from cvgl_models.recipe import ModelRecipe
+from cvgl_models.run_folder import BEST, METRICS, open_run, write_text
 from cvgl_models.systems import create_system
 from cvgl_models.systems.epbev import EPBEV, VALIDATION
 from cvgl_models.training import embed_views, fingerprint

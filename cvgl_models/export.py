@@ -22,11 +22,12 @@ from torch import Tensor, nn
 
 from cvgl_data.errors import CheckpointError, HubError, RecipeError, WorkspaceError
 from cvgl_data.recipe import to_tables
-from cvgl_models.checkpoint import EVAL, RECIPE, save_weights, write_text
+from cvgl_models.checkpoint import save_weights
 from cvgl_models.evaluation import METRICS
 from cvgl_models.evaluation.calibration import CALIBRATION, kept_calibration
 from cvgl_models.evaluation.embeddings import EXPORTED, load_retrieval_system
 from cvgl_models.recipe import ModelRecipe
+from cvgl_models.run_folder import EVAL, RECIPE, write_text
 from cvgl_models.serving import Model, load_model
 from cvgl_models.systems import RetrievalModule
 from cvgl_models.transforms import Batch

@@ -26,9 +26,9 @@ from cvgl_data.dataset import CrossViewDataset, open_dataset
 from cvgl_data.errors import CheckpointError, DatasetError, WorkspaceError
 from cvgl_data.geo import distance_m
 from cvgl_data.types import Progress, Silent
-from cvgl_models.checkpoint import EVAL, write_text
 from cvgl_models.evaluation.embeddings import embed_all_references, load_retrieval_system
 from cvgl_models.recipe import ModelRecipe
+from cvgl_models.run_folder import EVAL, write_text
 from cvgl_models.systems import RetrievalModule
 from cvgl_models.training import fingerprint
 

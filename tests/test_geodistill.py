@@ -14,9 +14,10 @@ from pretended import Unread
 from torch import Tensor, nn
 
 from cvgl_data.errors import CheckpointError, RecipeError
-from cvgl_models.checkpoint import BEST, load_weights, open_run, save_weights
+from cvgl_models.checkpoint import load_weights, save_weights
 from cvgl_models.localization.pose import PosePrediction, wrap_deg
 from cvgl_models.recipe import AugmentRecipe, EncoderRecipe, ModelRecipe, ViewRecipe, load_recipe
+from cvgl_models.run_folder import BEST, open_run
 from cvgl_models.systems import SYSTEMS, LocalizationModule, LossTerms
 from cvgl_models.systems.g2sweakly import G2SWeakly
 from cvgl_models.systems.geodistill import GeoDistill, Localizer

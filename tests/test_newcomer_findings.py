@@ -155,7 +155,7 @@ def test_what_cannot_be_written_says_what_helps_and_leaves_nothing(tmp_path, num
 
 
 def test_a_dataset_is_no_run(tmp_path):
-    from cvgl_models.checkpoint import run_recipe
+    from cvgl_models.run_folder import run_recipe
 
     (tmp_path / "manifest.json").write_text("{}")
     (tmp_path / "recipe.toml").write_text('name = "x"\nareas = []\n')
@@ -295,7 +295,7 @@ def test_a_command_that_does_not_fetch_says_that_another_folder_is_needed(tmp_pa
 
 
 def test_two_trainings_do_not_share_a_folder(tmp_path):
-    from cvgl_models.checkpoint import held_run
+    from cvgl_models.run_folder import held_run
 
     run = tmp_path / "run"
     with held_run(run), pytest.raises(WorkspaceError, match="in use by another training"), held_run(run):
@@ -308,8 +308,8 @@ def test_two_trainings_do_not_share_a_folder(tmp_path):
 def test_training_holds_its_folder(tmp_path):
     from toy_dataset import toy_dataset
 
-    from cvgl_models.checkpoint import held_run
     from cvgl_models.recipe import load_recipe
+    from cvgl_models.run_folder import held_run
     from cvgl_models.training import train as train_model
 
     small = ["sampler.batch_size=4", "sampler.neighbor_select=2", "sampler.neighbor_range=4", "views.reference_px=32"]

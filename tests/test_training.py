@@ -12,9 +12,10 @@ from toy_dataset import toy_dataset
 import cvgl_models.training.loop as training_module
 from cvgl_data.errors import CheckpointError, DatasetError, RecipeError, UnknownNameError, WorkspaceError
 from cvgl_data.recipe import resolve
-from cvgl_models.checkpoint import _git_revision as git_revision
-from cvgl_models.checkpoint import last_checkpoint, load_weights, run_recipe
+from cvgl_models.checkpoint import last_checkpoint, load_weights
 from cvgl_models.recipe import ModelRecipe
+from cvgl_models.run_folder import _git_revision as git_revision
+from cvgl_models.run_folder import run_recipe
 from cvgl_models.systems import create_system
 from cvgl_models.training import learning_rate, train
 from cvgl_models.training.feed import Images

@@ -25,13 +25,13 @@ from cvgl_data.dataset import CrossViewDataset
 from cvgl_data.errors import DatasetError
 from cvgl_data.types import Progress
 from cvgl_models.batches import open_for_views
-from cvgl_models.checkpoint import run_recipe, write_text
 from cvgl_models.evaluation.calibration import calibrate, clearness, hits, reliability
 from cvgl_models.evaluation.conditions import Conditions
 from cvgl_models.evaluation.embeddings import Embeddings, embed, load_system
 from cvgl_models.evaluation.truth import protocol, truth
 from cvgl_models.legacy_metrics import legacy_metrics
 from cvgl_models.metrics import Outcomes, RetrievalReport, Truth, outcomes, retrieval_report, select_covering
+from cvgl_models.run_folder import run_recipe, write_text
 
 __all__ = ["METRICS", "PAGE", "Conditions", "Embeddings", "embed", "evaluate", "load_system", "truth"]
 

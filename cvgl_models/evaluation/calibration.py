@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 from cvgl_data.dataset import CrossViewDataset
 from cvgl_data.errors import CheckpointError
 from cvgl_data.types import Progress
-from cvgl_models.checkpoint import EVAL, write_text
 from cvgl_models.evaluation.embeddings import EXPORTED, Embeddings, embed
 from cvgl_models.evaluation.truth import truth
 from cvgl_models.metrics import Truth, outcomes
 from cvgl_models.retrieval import Array, search
+from cvgl_models.run_folder import EVAL, write_text
 from cvgl_models.training import fingerprint
 
 logger = logging.getLogger(__name__)

@@ -19,9 +19,10 @@ from cvgl_data.dataset import CrossViewDataset
 from cvgl_data.errors import CheckpointError, DatasetError, RecipeError, WorkspaceError
 from cvgl_data.types import Progress, Silent
 from cvgl_models.batches import Views, load_views, open_for_views
-from cvgl_models.checkpoint import BEST, EVAL, last_checkpoint, load_weights, run_recipe, write_text
+from cvgl_models.checkpoint import last_checkpoint, load_weights
 from cvgl_models.evaluation.conditions import Conditions
 from cvgl_models.recipe import ModelRecipe
+from cvgl_models.run_folder import BEST, EVAL, run_recipe, write_text
 from cvgl_models.systems import RetrievalModule, SystemModule, create_system
 from cvgl_models.training import embed_views, fingerprint
 from cvgl_models.transforms import Batch

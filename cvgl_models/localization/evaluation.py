@@ -31,7 +31,6 @@ from cvgl_data.dataset import CrossViewDataset
 from cvgl_data.errors import RecipeError, WorkspaceError
 from cvgl_data.types import Progress, Silent
 from cvgl_models.batches import open_for_views
-from cvgl_models.checkpoint import EVAL, run_recipe, write_text
 from cvgl_models.evaluation.conditions import Conditions
 from cvgl_models.evaluation.embeddings import load_system
 from cvgl_models.evaluation.truth import protocol
@@ -42,6 +41,7 @@ from cvgl_models.localization.predicting import Collected, Show, in_order, local
 from cvgl_models.localization.refining import lonlat_of
 from cvgl_models.localization.report import LocalizationReport
 from cvgl_models.recipe import ModelRecipe
+from cvgl_models.run_folder import EVAL, run_recipe, write_text
 from cvgl_models.systems import SystemModule
 from cvgl_models.training import fingerprint
 from cvgl_models.training.embedding import autocast

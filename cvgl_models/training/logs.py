@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from cvgl_data.errors import RecipeError
-from cvgl_models.checkpoint import METRICS, TENSORBOARD, WANDB
 from cvgl_models.recipe import ModelRecipe
+from cvgl_models.run_folder import METRICS, TENSORBOARD, WANDB
 
 logger = logging.getLogger(__name__)
 

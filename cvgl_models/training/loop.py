@@ -22,9 +22,10 @@ from cvgl_data.dataset import CrossViewDataset
 from cvgl_data.errors import DatasetError
 from cvgl_data.types import Progress
 from cvgl_models.batches import PairLoader, PairRows, PairViews, Views
-from cvgl_models.checkpoint import BEST, last_checkpoint, load_checkpoint, save_checkpoint, save_weights
+from cvgl_models.checkpoint import last_checkpoint, load_checkpoint, save_checkpoint, save_weights
 from cvgl_models.localization.sampling import SeparatedSampler
 from cvgl_models.recipe import ModelRecipe
+from cvgl_models.run_folder import BEST
 from cvgl_models.samplers import DistanceMapSampler, deal
 from cvgl_models.semi_positives import SemiPositives
 from cvgl_models.systems import RetrievalModule, SystemModule, create_system, query_views

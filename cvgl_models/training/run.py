@@ -15,8 +15,8 @@ import torch
 from cvgl_data.dataset import CrossViewDataset
 from cvgl_data.types import Progress, Silent
 from cvgl_models.batches import open_for_views
-from cvgl_models.checkpoint import held_run, open_run
 from cvgl_models.recipe import ModelRecipe
+from cvgl_models.run_folder import held_run, open_run
 from cvgl_models.training.loop import Limits, Trainer
 from cvgl_models.training.ranks import joined, own_device
 

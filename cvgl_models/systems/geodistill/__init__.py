@@ -21,10 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from cvgl_data.errors import RecipeError
-from cvgl_models.checkpoint import BEST, load_weights, run_recipe
+from cvgl_models.checkpoint import load_weights
 from cvgl_models.localization.pose import PosePrediction
 from cvgl_models.recipe import ModelRecipe, system_options
 from cvgl_models.recipe.checks import one_of, positive, share_below_one
+from cvgl_models.run_folder import BEST, run_recipe
 from cvgl_models.systems import OF_SEMI_POSITIVES, SYSTEMS, LocalizationModule, LossTerms
 from cvgl_models.systems.geodistill.distillation import Teacher, distillation_loss
 from cvgl_models.systems.geodistill.masking import fov_mask, half_masks

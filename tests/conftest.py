@@ -6,6 +6,7 @@ import asyncio
 import ipaddress
 import logging
 import os
+import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,10 @@ os.environ.pop("HF_TOKEN", None)
 # Deterministic, and free of time limits that only measure how busy the machine is.
 settings.register_profile("cvgl", deadline=None, derandomize=True)
 settings.load_profile("cvgl")
+
+# Started in the background by a shell, Ctrl-C is ignored, and what tests start would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _connect = socket.socket.connect
 

@@ -19,7 +19,7 @@ from cvgl_models.backbones.dense import DenseEncoder
 from cvgl_models.backbones.dpt import DinoDpt
 from cvgl_models.backbones.unet import SmallUNet, VggUNet
 from cvgl_models.localization.pose import PosePrediction, wrap_deg, xy_m_from_uv
-from cvgl_models.recipe import EncoderRecipe, ModelRecipe, ViewRecipe, load_recipe
+from cvgl_models.recipe import AugmentRecipe, EncoderRecipe, ModelRecipe, ViewRecipe, load_recipe
 from cvgl_models.systems.g2sweakly import G2SWeakly, _top_of_parabola
 from cvgl_models.systems.g2sweakly.losses import (
     exact_position_loss,
@@ -299,8 +299,9 @@ def test_a_training_step_never_waits_for_the_device(positions: str) -> None:
 @pytest.mark.parametrize("epoch", [0, 1])
 def test_a_step_of_the_network_for_headings_does_not_either(epoch: int) -> None:
     camera = torch.tensor([[70.0, 0.0, 64.0], [0.0, 70.0, 32.0], [0.0, 0.0, 1.0]]).expand(3, 3, 3)
-    network = {"heading": "network", "heading_range_deg": 10.0, "rotation_epochs": 1, "training_heading": "found"}
-    system = G2SWeakly(recipe(query="pinhole", **network))
+    network = {"heading": "network", "rotation_epochs": 1, "training_heading": "found"}
+    noisy = AugmentRecipe(heading_noise_deg=10.0)
+    system = G2SWeakly(dataclasses.replace(recipe(query="pinhole", **network), augment=noisy))
     system.begin_epoch(epoch)
     with Unread():
         sum(system.train().training_step(dataclasses.replace(batch_of(3), camera_B33=camera)).values()).backward()  # type: ignore[union-attr]

@@ -86,7 +86,7 @@ def decentrality(
     _print_decentrality(pipeline.decentrality(directory), json)
     if figures is not None:
         from cvgl_data.dataset import open_dataset
-        from cvgl_data.figures import write_figures
+        from cvgl_data.report.figures import write_figures
 
         drawn = write_figures(open_dataset(directory), figures, formats or ("svg", "png"))
         note(f"{len(drawn)} figures in {figures}")

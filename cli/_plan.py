@@ -10,8 +10,8 @@ from cvgl_data.recipe import DatasetRecipe
 from ._options import note, table
 
 if TYPE_CHECKING:
-    from cvgl_data.costs import SourceCost
     from cvgl_data.planning import Plan
+    from cvgl_data.planning.costs import SourceCost
 
 
 def print_plan(recipe: DatasetRecipe, plan: Plan) -> None:

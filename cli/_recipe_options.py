@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cvgl_data.cities import find_city
+from cvgl_data.aoi.cities import find_city
 from cvgl_data.recipe import DatasetRecipe, load_toml, resolve
 
 from ._options import Overrides, RecipeName, graft

@@ -51,7 +51,7 @@ BuildOut = Annotated[
 @takes_verbosity
 def cities(json: Json = False, quiet: bool = False) -> None:
     """List the city catalogue: area, source, licence, and the datasets of the literature that use each city."""
-    from cvgl_data.cities import catalog
+    from cvgl_data.aoi.cities import catalog
 
     found = catalog()
     if json:

@@ -19,10 +19,10 @@ from shapely import affinity
 from shapely.geometry import Polygon
 
 from cvgl_data.aoi import AreaOfInterest
+from cvgl_data.aoi.vectors import made_valid
 from cvgl_data.errors import GridError
 from cvgl_data.geo import Floats, gsd_m, lonlat_from_pixel, pixel_from_lonlat
 from cvgl_data.types import TILE_PX, Window
-from cvgl_data.vectors import made_valid
 
 MAX_ZOOM = 23
 MAX_WINDOWS = 50_000_000

@@ -3,9 +3,9 @@ import json
 import pytest
 from pydantic import ConfigDict
 
-from cvgl_data import answers
 from cvgl_data.errors import FetchError
-from cvgl_data.responses import Response
+from cvgl_data.http import answers
+from cvgl_data.http.responses import Response
 from cvgl_data.types import Outcome
 
 

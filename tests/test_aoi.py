@@ -18,7 +18,7 @@ from shapely.geometry import GeometryCollection, LineString, MultiPolygon, Point
 from shapely.geometry.polygon import orient
 
 from cvgl_data.aoi import AreaOfInterest
-from cvgl_data.cities import catalog, find_city
+from cvgl_data.aoi.cities import catalog, find_city
 from cvgl_data.errors import AreaError, UnknownNameError
 from cvgl_data.geo import wrap_deg
 from cvgl_data.types import BBox

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from cvgl_data import planning
-from cvgl_data.costs import estimate
+from cvgl_data.planning.costs import estimate
 from cvgl_data.recipe import DatasetRecipe, resolve
 from cvgl_data.sources import IMAGERY, PANORAMAS
 from cvgl_data.sources.google_static import GoogleStaticPanoramas

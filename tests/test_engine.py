@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from cvgl_data.errors import FetchError, SourceStopped
 from cvgl_data.fetch import engine
 from cvgl_data.fetch.engine import work_through
-from cvgl_data.store import Store
 from cvgl_data.types import Outcome
+from cvgl_data.workspace.store import Store
 
 SCHEMA = pa.schema([("key", pa.string()), ("image", pa.binary()), ("status", pa.string())])
 

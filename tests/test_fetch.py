@@ -17,9 +17,9 @@ from cvgl_data.aoi import AreaOfInterest
 from cvgl_data.errors import FetchError, RecipeError
 from cvgl_data.fetch import discover_queries, fetch_queries, fetch_references, query_store, reference_store
 from cvgl_data.fetch import engine as module
+from cvgl_data.fetch.mosaic import TileCache
 from cvgl_data.http import Http
 from cvgl_data.images import decode, encode_jpeg, image_size
-from cvgl_data.mosaic import TileCache
 from cvgl_data.panorama import north_align
 from cvgl_data.selection import choose, choose_ids, read_pano_ids
 from cvgl_data.sources.folder import FolderPanoramas

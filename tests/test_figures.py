@@ -12,10 +12,10 @@ from PIL import Image
 from test_statistics import FAR, dataset
 from toy_tables import ORIGIN_X, ORIGIN_Y, ZOOM
 
-from cvgl_data import figures
 from cvgl_data.errors import UnknownNameError, WorkspaceError
 from cvgl_data.geo import gsd_m, lonlat_from_pixel
-from cvgl_data.placement import placed
+from cvgl_data.report import figures
+from cvgl_data.report.placement import placed
 from cvgl_data.statistics import ECDF_AT, statistics, theory
 
 

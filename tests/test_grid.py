@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from shapely.geometry import MultiPolygon, Polygon, box
 
 from cvgl_data.aoi import AreaOfInterest
+from cvgl_data.aoi.vectors import solid
 from cvgl_data.errors import GridError
 from cvgl_data.geo import lonlat_from_pixel, pixel_from_lonlat
 from cvgl_data.grid import MAX_ZOOM, TileGrid, world_px
 from cvgl_data.types import Tile, Window
-from cvgl_data.vectors import solid
 
 # Stride divides the size, or the overlap in pixels does.
 LAYOUTS = [(256, 0.0), (256, 0.5), (256, 0.75), (256, 0.25), (200, 0.2), (300, 1 / 3), (512, 0.5)]

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from cvgl_data import hosts as module
-from cvgl_data.hosts import LEASE, Host, Ledger, Quota
+from cvgl_data.http import hosts as module
+from cvgl_data.http.hosts import LEASE, Host, Ledger, Quota
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from aiohttp import web
 
 from cvgl_data.errors import FetchError
 from cvgl_data.http import Http
+from cvgl_data.http.responses import Response, retry_after_s
 from cvgl_data.redaction import SECRET_PARAMETERS, redact
-from cvgl_data.responses import Response, retry_after_s
 from cvgl_data.types import Outcome
 
 

@@ -19,7 +19,7 @@ from cvgl_data.errors import DatasetError, DatasetNotFoundError, RecipeError, Sc
 from cvgl_data.layouts import import_layout
 from cvgl_data.neighbors import distance_map
 from cvgl_data.readers.layout import FolderImages
-from cvgl_data.verification import verify
+from cvgl_data.shards.verification import verify
 
 OPTIONS = {
     "vigor": "?cities=NewYork,Seattle",

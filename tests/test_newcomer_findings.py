@@ -19,9 +19,9 @@ from rich.console import Console
 from test_cli import commands
 from typer.testing import CliRunner
 
-from cvgl_data import running
 from cvgl_data.arrow_files import replace_file
 from cvgl_data.errors import CheckpointError, CvglError, DatasetError, RecipeError, WorkspaceError
+from cvgl_data.http import running
 from cvgl_data.recipe import DatasetRecipe, PanoramaRecipe, load_toml, resolve
 from cvgl_data.registry import did_you_mean
 from cvgl_data.sources import IMAGERY, PANORAMAS

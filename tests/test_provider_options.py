@@ -29,12 +29,12 @@ from serving import (
     since,
 )
 
-from cvgl_data import verification
 from cvgl_data.aoi import AreaOfInterest
 from cvgl_data.errors import FetchError
 from cvgl_data.geo import distance_m
-from cvgl_data.running import run
+from cvgl_data.http.running import run
 from cvgl_data.selection import choose
+from cvgl_data.shards import verification
 from cvgl_data.simulated_providers import Faults, mapillary_id, panoramax_id
 from cvgl_data.sources import open_panoramas
 from cvgl_data.types import PanoramaRef

@@ -35,12 +35,13 @@ from serving import (
     tile_of,
 )
 
-from cvgl_data import pipeline, verification
+from cvgl_data import pipeline
 from cvgl_data import simulated_providers as sim
 from cvgl_data.dataset import open_dataset
 from cvgl_data.errors import FetchError, TermsError
 from cvgl_data.http import Http
 from cvgl_data.images import decode
+from cvgl_data.shards import verification
 from cvgl_data.simulated_providers import Coverage, Faults, Settings
 from cvgl_data.simulated_providers.google_static import COPYRIGHT
 from cvgl_data.simulated_providers.panoramax import LICENCES

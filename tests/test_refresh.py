@@ -20,10 +20,10 @@ from cvgl_data.errors import SourceStopped
 from cvgl_data.fetch import fetch_queries, fetch_references, query_store, reference_store
 from cvgl_data.http import Http
 from cvgl_data.images import encode_jpeg
+from cvgl_data.shards.verification import verify
 from cvgl_data.sources import PANORAMAS
 from cvgl_data.sources.xyz import XyzImagery
 from cvgl_data.types import TILE_PX, Outcome, Panorama, Tile, Window
-from cvgl_data.verification import verify
 from cvgl_data.workspace import Workspace
 
 ZOOM = 18

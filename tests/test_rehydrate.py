@@ -18,13 +18,15 @@ import pytest
 from PIL import Image
 from toy_tables import jpeg, windows
 
-from cvgl_data import hub, pipeline, schema, shards, steps, verification
+from cvgl_data import hub, pipeline, schema, shards
 from cvgl_data.dataset import open_dataset
 from cvgl_data.errors import DatasetError, HubError, NoImagery, NoPanorama, RecipeError, TermsError, WorkspaceError
 from cvgl_data.hub import rehydration
 from cvgl_data.hub.recipes import check_sources, without_paths
 from cvgl_data.images import decode, encode_jpeg
+from cvgl_data.pipeline import steps
 from cvgl_data.recipe import DatasetRecipe, resolve
+from cvgl_data.shards import verification
 from cvgl_data.sources.simulated import SimulatedImagery, SimulatedPanoramas
 
 TABLES = {

@@ -6,11 +6,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from cvgl_data import pipeline, verification
+from cvgl_data import pipeline
 from cvgl_data.dataset import open_dataset
 from cvgl_data.errors import DatasetNotFoundError
 from cvgl_data.images import decode
 from cvgl_data.recipe import DatasetRecipe, ImageryRecipe, resolve
+from cvgl_data.shards import verification
 from cvgl_data.types import Tile
 
 BOX = [-122.3250, 47.6100, -122.3195, 47.6135]

@@ -21,9 +21,9 @@ from cvgl_data.dataset import open_dataset
 from cvgl_data.fetch.repeats import LEAST, flagged, repeated
 from cvgl_data.images import encode_jpeg
 from cvgl_data.recipe import DatasetRecipe, resolve
+from cvgl_data.shards.verification import verify
 from cvgl_data.sources import IMAGERY, PANORAMAS
 from cvgl_data.types import Outcome, Panorama, Tile
-from cvgl_data.verification import verify
 
 SEA = encode_jpeg(np.full((256, 256, 3), (20, 60, 110), np.uint8))
 BBOX = [-122.3300, 47.6200, -122.3270, 47.6215]

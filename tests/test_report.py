@@ -26,9 +26,9 @@ from cvgl_data.dataset import CrossViewDataset
 from cvgl_data.errors import DatasetNotFoundError, RecipeError, WorkspaceError
 from cvgl_data.geo import lonlat_from_pixel
 from cvgl_data.pairing import pair
-from cvgl_data.placement import placed
 from cvgl_data.recipe import AreaRecipe, DatasetRecipe, SplitRecipe
 from cvgl_data.report import About, map_data, pictures, render, samples, write_report
+from cvgl_data.report.placement import placed
 from cvgl_data.schema import DISTANCE_MAP, QUERIES, REFERENCES, without_image
 
 HOSTILE = "</script><script>window.pwned=1</script>\"'><img src=x onerror=window.pwned=1>&amp;{{data}}\u2028"

@@ -22,7 +22,7 @@ from cvgl_data.images import decode, image_size
 from cvgl_data.readers import packed as reader
 from cvgl_data.recipe import DatasetRecipe, PackRecipe, SplitRecipe
 from cvgl_data.shards.resizing import RESIZED_FROM, Size, resize, resize_pixels, resize_table, sizes
-from cvgl_data.verification import verify
+from cvgl_data.shards.verification import verify
 
 RECIPE = DatasetRecipe(
     name="toy", split=SplitRecipe(block_m=150), pack=PackRecipe(panorama_size="60x30", reference_size=20)

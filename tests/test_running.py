@@ -14,12 +14,12 @@ import pytest
 import uvloop
 from fakes import FakeImagery, FakePanoramas
 
-from cvgl_data import planning, running
+from cvgl_data import planning
 from cvgl_data.errors import FetchError
 from cvgl_data.fetch import fetch_references, reference_store
-from cvgl_data.http import Http
+from cvgl_data.http import Http, running
+from cvgl_data.http.running import run
 from cvgl_data.recipe import DatasetRecipe, resolve
-from cvgl_data.running import run
 from cvgl_data.sources import IMAGERY, PANORAMAS
 from cvgl_data.types import TILE_PX, Outcome, Window
 from cvgl_data.workspace import Workspace
@@ -198,7 +198,7 @@ def test_a_second_signal_does_not_wait():
 def test_a_second_sigterm_ends_the_program():
     code = (
         "import asyncio, os, signal\n"
-        "from cvgl_data.running import run\n"
+        "from cvgl_data.http.running import run\n"
         "async def work(http, cancel):\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "    await cancel.wait()\n"

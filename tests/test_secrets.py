@@ -23,9 +23,9 @@ from serving import CORNER, box, quicken, serving
 from telltale import MODES, Wire, telltale
 
 from cvgl_data.errors import CvglError
+from cvgl_data.fetch.mosaic import TileCache
 from cvgl_data.http import Http
-from cvgl_data.mosaic import TileCache
-from cvgl_data.running import run
+from cvgl_data.http.running import run
 from cvgl_data.simulated_providers import dispatcher, esri, google_id, google_static, google_tiles, mapillary, settings
 from cvgl_data.sources import open_imagery, open_panoramas
 

@@ -19,12 +19,12 @@ import toy_tables as toy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cvgl_data import image_index, schema, shards
+from cvgl_data import schema, shards
 from cvgl_data.errors import DatasetError, SchemaError
 from cvgl_data.neighbors import IDS_KEY, distance_map
 from cvgl_data.pairing import pair
 from cvgl_data.recipe import DatasetRecipe, PackRecipe, SplitRecipe, resolve
-from cvgl_data.shards import card, files, image_files
+from cvgl_data.shards import card, files, image_files, image_index
 from cvgl_data.splits import split
 
 RECIPE = DatasetRecipe(name="toy", split=SplitRecipe(block_m=150))

@@ -19,8 +19,8 @@ from cvgl_data.aoi import AreaOfInterest
 from cvgl_data.errors import FetchError, NoPanorama, RecipeError, SourceStopped
 from cvgl_data.geo import distance_m
 from cvgl_data.http import Http
+from cvgl_data.http.responses import Response
 from cvgl_data.images import decode, encode_jpeg, image_size
-from cvgl_data.responses import Response
 from cvgl_data.sources import google, google_tiles
 from cvgl_data.sources.google_static import GoogleStaticPanoramas, shows_nothing
 from cvgl_data.sources.google_tiles import GoogleTilesPanoramas, Level, level_for

@@ -28,8 +28,8 @@ from cvgl_data.sources.mapillary import (
     rotation_matrix,
 )
 from cvgl_data.sources.mapillary_graph import ENTITIES, entity_of
+from cvgl_data.sources.vector_tiles import Point
 from cvgl_data.types import Outcome, Panorama, PanoramaRef, PanoramaSource, Tile
-from cvgl_data.vector_tiles import Point
 
 _SOURCE: type[PanoramaSource] = MapillaryPanoramas
 JPEG = encode_jpeg(np.zeros((1024, 2048, 3), np.uint8))

@@ -15,8 +15,8 @@ from cvgl_data.http import Http, NotModified
 from cvgl_data.images import encode_jpeg
 from cvgl_data.sources.panoramax import BATCH, PanoramaxPanoramas, ref_of
 from cvgl_data.sources.panoramax_items import captured_of, item_of, split
+from cvgl_data.sources.vector_tiles import Point
 from cvgl_data.types import Outcome, Panorama, PanoramaRef, PanoramaSource, Tile
-from cvgl_data.vector_tiles import Point
 
 _SOURCE: type[PanoramaSource] = PanoramaxPanoramas
 ID = "c41b9734-8e81-421f-b2cb-04aeec8250c1"

@@ -10,9 +10,9 @@ from cvgl_data.errors import RecipeError, TermsError
 from cvgl_data.fetch import query_store, reference_store
 from cvgl_data.images import encode_jpeg
 from cvgl_data.recipe import DatasetRecipe, resolve
+from cvgl_data.shards.verification import verify
 from cvgl_data.sources import IMAGERY, PANORAMAS
 from cvgl_data.types import Panorama, Terms
-from cvgl_data.verification import verify
 from cvgl_data.workspace import Workspace
 
 STRICT = Terms(

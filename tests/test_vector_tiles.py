@@ -10,8 +10,8 @@ from mapbox_vector_tile.Mapbox import vector_tile_pb2
 
 from cvgl_data.aoi import AreaOfInterest
 from cvgl_data.errors import FetchError, SourceStopped
+from cvgl_data.sources.vector_tiles import AHEAD, Point, covering, discover, points
 from cvgl_data.types import Outcome, PanoramaRef, Tile
-from cvgl_data.vector_tiles import AHEAD, Point, covering, discover, points
 
 TILE = Tile(2620, 5722, 14)
 

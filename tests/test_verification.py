@@ -17,10 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from cvgl_data import image_index
 from cvgl_data.errors import DatasetError, DatasetNotFoundError, SchemaError
 from cvgl_data.readers.packed import index_path
-from cvgl_data.verification import Problem, verify
+from cvgl_data.shards import image_index
+from cvgl_data.shards.verification import Problem, verify
 
 GALLERY = "data/references/gallery-00000-of-00001.parquet"
 GALLERY_META = "data/references_meta/gallery-00000-of-00001.parquet"

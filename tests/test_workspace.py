@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cvgl_data import store as store_module
 from cvgl_data.errors import DatasetError, WorkspaceError
-from cvgl_data.store import Store
 from cvgl_data.types import Outcome
 from cvgl_data.workspace import Workspace
+from cvgl_data.workspace import store as store_module
+from cvgl_data.workspace.store import Store
 
 RECIPE = {"name": "toy", "seed": 1, "grid": {"zoom": 18, "overlap": 0.0}, "areas": [{"city": "seattle"}]}
 SCHEMA = pa.schema([("id", pa.string()), ("image", pa.binary()), ("status", pa.string())])
@@ -265,7 +265,7 @@ APPEND_FOREVER = """
 import os, sys
 from pathlib import Path
 import pyarrow as pa
-from cvgl_data.store import Store
+from cvgl_data.workspace.store import Store
 
 schema = pa.schema([("id", pa.string()), ("image", pa.binary()), ("status", pa.string())])
 store = Store(Path(sys.argv[1]), schema, "id")

@@ -9,8 +9,8 @@ from typing import TypeVar
 
 from cvgl_data.errors import SourceStopped
 from cvgl_data.fetch.rows import Row
-from cvgl_data.store import Store
 from cvgl_data.types import Outcome
+from cvgl_data.workspace.store import Store
 
 T = TypeVar("T")
 OnItem = Callable[[Outcome], None]

@@ -8,10 +8,10 @@ from collections.abc import Iterable
 
 from cvgl_data.errors import FetchError, RecipeError, SourceStopped
 from cvgl_data.fetch.engine import IN_FLIGHT, OnItem, work_through
+from cvgl_data.fetch.mosaic import TileCache, cut
 from cvgl_data.fetch.rows import Row, failed, is_restricted, reference_store, stored
 from cvgl_data.grid import Windows
 from cvgl_data.http import Http, NotModified
-from cvgl_data.mosaic import TileCache, cut
 from cvgl_data.types import TILE_PX, Fetched, ImagerySource, Outcome, Window, gsd_m_at
 from cvgl_data.workspace import Workspace
 

@@ -10,9 +10,9 @@ import pyarrow as pa
 from cvgl_data import schema
 from cvgl_data.errors import FetchError
 from cvgl_data.redaction import redact
-from cvgl_data.store import Store
 from cvgl_data.types import ImagerySource, Outcome, PanoramaSource, Terms
 from cvgl_data.workspace import Workspace
+from cvgl_data.workspace.store import Store
 
 Row = dict[str, Any]
 

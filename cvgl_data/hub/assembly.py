@@ -15,7 +15,7 @@ from cvgl_data.errors import DatasetError
 from cvgl_data.hub import tables
 from cvgl_data.hub.comparison import Row
 from cvgl_data.recipe import DatasetRecipe
-from cvgl_data.store import Store
+from cvgl_data.workspace.store import Store
 
 _LISTS_AT_ONCE = 8192
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from cvgl_data.store import Store
 from cvgl_data.types import Outcome
+from cvgl_data.workspace.store import Store
 
 CHANGED = "changed"
 """Outcome: the source has other bytes now."""

@@ -25,6 +25,7 @@ from cvgl_data import fetch, schema, terms
 from cvgl_data.arrow_files import replace_file, writing_to
 from cvgl_data.errors import DatasetError, DatasetNotFoundError, HubError, WorkspaceError
 from cvgl_data.http import Http
+from cvgl_data.http.running import run
 from cvgl_data.hub import assembly, tables
 from cvgl_data.hub.client import is_repo_id
 from cvgl_data.hub.comparison import Row, compare
@@ -33,7 +34,6 @@ from cvgl_data.hub.recipes import check_sources
 from cvgl_data.hub.staging import IMAGES, LEFT_OUT
 from cvgl_data.readers.packed import MANIFEST, check_files, read_manifest
 from cvgl_data.recipe import DatasetRecipe, resolve, to_tables
-from cvgl_data.running import run
 from cvgl_data.sources import open_imagery, open_panoramas
 from cvgl_data.types import Outcome, Progress, Silent, Window
 from cvgl_data.workspace import Workspace

@@ -15,12 +15,12 @@ import tomli_w
 
 from cvgl_data.dataset import open_dataset
 from cvgl_data.errors import HubError
-from cvgl_data.figures import write_figures
 from cvgl_data.hub import croissant, redistribution, tables
 from cvgl_data.hub.recipes import without_paths
 from cvgl_data.readers.packed import INDEX_SUFFIX, MANIFEST, check_files, read_manifest
 from cvgl_data.redaction import redact
 from cvgl_data.report import write_report
+from cvgl_data.report.figures import write_figures
 from cvgl_data.shards import card
 from cvgl_data.shards.files import entry
 from cvgl_data.shards.tally import tally

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from cvgl_data.dataset import CrossViewDataset
-from cvgl_data.placement import Placement, placed
+from cvgl_data.report.placement import Placement, placed
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -22,7 +22,7 @@ _OUTLINE_POINTS = 1_200
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Map:
-    """The map of a dataset; world units are those of `cvgl_data.placement`."""
+    """The map of a dataset; world units are those of `cvgl_data.report.placement`."""
 
     places: dict[str, Placement]
     """By area, in the order of their names."""

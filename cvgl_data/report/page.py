@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from cvgl_data.grid_theory import theory
 from cvgl_data.report.samples import NUM_SAMPLES, Pair
 from cvgl_data.statistics import ECDF_AT, HISTOGRAM_EDGES, Distribution, Group, Statistics, binned_counts
+from cvgl_data.statistics.theory import theory
 
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 _SCRIPTS = ("charts.js", "map.js", "page.js")

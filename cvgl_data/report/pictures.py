@@ -12,7 +12,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
-from cvgl_data.placement import Placement
+from cvgl_data.report.placement import Placement
 
 THUMBNAIL_PX = {"query": 200, "reference": 128}
 """Width of a thumbnail; the height follows."""

@@ -15,8 +15,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from cvgl_data import image_index, schema
+from cvgl_data import schema
 from cvgl_data.errors import DatasetError
+from cvgl_data.shards import image_index
 from cvgl_data.shards.files import ShardFiles, temporary_index
 
 _LARGE_BYTES = 64 * 1024

@@ -24,14 +24,14 @@ import numpy as np
 import shapely
 from pydantic import ConfigDict, Field
 
-from cvgl_data.answers import Model
 from cvgl_data.aoi import AreaOfInterest
 from cvgl_data.environment import Secret, needed_secret
 from cvgl_data.errors import FetchError, NoPanorama, RecipeError, SourceStopped
 from cvgl_data.geo import EARTH_RADIUS_M
+from cvgl_data.http.answers import Model
+from cvgl_data.http.responses import Response
 from cvgl_data.images import image_size
 from cvgl_data.redaction import redact
-from cvgl_data.responses import Response
 from cvgl_data.types import LonLat, Outcome, Terms
 
 T = TypeVar("T")

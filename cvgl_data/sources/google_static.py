@@ -10,16 +10,15 @@ from urllib.parse import quote, urlencode, urlsplit
 import numpy as np
 import yarl
 
-from cvgl_data import answers
 from cvgl_data.aoi import AreaOfInterest
 from cvgl_data.environment import base_url, secret
 from cvgl_data.errors import FetchError, NoPanorama, SourceStopped
-from cvgl_data.hosts import Quota
-from cvgl_data.http import Http
+from cvgl_data.http import Http, answers
+from cvgl_data.http.hosts import Quota
+from cvgl_data.http.responses import Response
 from cvgl_data.images import Pixels, decode, encode_jpeg
 from cvgl_data.panorama import View, from_views
 from cvgl_data.redaction import redact
-from cvgl_data.responses import Response
 from cvgl_data.sources import google
 from cvgl_data.types import Cost, LonLat, Outcome, Panorama, PanoramaRef
 

@@ -11,15 +11,14 @@ from urllib.parse import quote, urlsplit
 
 from pydantic import Field
 
-from cvgl_data import answers
 from cvgl_data.aoi import AreaOfInterest
 from cvgl_data.environment import Secret, base_url
 from cvgl_data.errors import FetchError, SourceStopped
-from cvgl_data.hosts import Quota
-from cvgl_data.http import Http
+from cvgl_data.http import Http, answers
+from cvgl_data.http.hosts import Quota
+from cvgl_data.http.responses import Response
 from cvgl_data.images import Pixels, decode, encode_jpeg
 from cvgl_data.panorama import from_tiles
-from cvgl_data.responses import Response
 from cvgl_data.sources import google
 from cvgl_data.types import Cost, LonLat, Outcome, Panorama, PanoramaRef
 

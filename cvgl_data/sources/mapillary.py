@@ -16,15 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from cvgl_data import answers, vector_tiles
 from cvgl_data.aoi import AreaOfInterest
 from cvgl_data.environment import base_url
 from cvgl_data.errors import FetchError, NoPanorama, RecipeError
-from cvgl_data.hosts import Quota
-from cvgl_data.http import Http
+from cvgl_data.http import Http, answers
+from cvgl_data.http.hosts import Quota
+from cvgl_data.http.responses import Response
 from cvgl_data.images import image_size
 from cvgl_data.redaction import redact
-from cvgl_data.responses import Response
+from cvgl_data.sources import vector_tiles
 from cvgl_data.sources.mapillary_graph import ANSWERS, BATCH, ID, NAME, Entity, Graph, Id, refusal, token
 from cvgl_data.types import Cost, Outcome, Panorama, PanoramaRef, Terms, Tile
 

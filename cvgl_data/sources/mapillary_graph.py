@@ -12,13 +12,12 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
 
-from cvgl_data import answers
 from cvgl_data.environment import needed_secret
 from cvgl_data.errors import FetchError, NoPanorama, SourceStopped
-from cvgl_data.hosts import Quota
-from cvgl_data.http import Http
+from cvgl_data.http import Http, answers
+from cvgl_data.http.hosts import Quota
+from cvgl_data.http.responses import Response
 from cvgl_data.redaction import redact
-from cvgl_data.responses import Response
 from cvgl_data.sources.batching import Batching
 from cvgl_data.types import Outcome
 

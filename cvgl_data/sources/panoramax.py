@@ -13,12 +13,12 @@ from urllib.parse import urlsplit
 
 from pydantic import Field
 
-from cvgl_data import answers, vector_tiles
 from cvgl_data.aoi import AreaOfInterest
 from cvgl_data.environment import base_url
 from cvgl_data.errors import FetchError, NoPanorama, RecipeError
-from cvgl_data.http import Http
+from cvgl_data.http import Http, answers
 from cvgl_data.images import image_size
+from cvgl_data.sources import vector_tiles
 from cvgl_data.sources.batching import Batching
 from cvgl_data.sources.panoramax_items import NAME, Item, captured_of, item_of, split
 from cvgl_data.types import Cost, Outcome, Panorama, PanoramaRef, Terms, Tile

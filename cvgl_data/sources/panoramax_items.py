@@ -13,8 +13,8 @@ from typing import Any
 
 from pydantic import Field
 
-from cvgl_data import answers
 from cvgl_data.errors import FetchError, NoPanorama
+from cvgl_data.http import answers
 from cvgl_data.types import Outcome, Panorama
 
 logger = logging.getLogger(__name__)

@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Container, Mapping
 from typing import Any
 
-from cvgl_data.answers import load
 from cvgl_data.errors import FetchError
 from cvgl_data.http import Http
+from cvgl_data.http.answers import load
 from cvgl_data.sources.esri.refusals import json_refusal
 
 RECHECK_WAIT_S = 2.0

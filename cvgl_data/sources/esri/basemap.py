@@ -14,8 +14,8 @@ from PIL import Image
 from cvgl_data.environment import Secret
 from cvgl_data.errors import FetchError, NoImagery, RecipeError, SourceStopped
 from cvgl_data.http import Http
+from cvgl_data.http.responses import Response
 from cvgl_data.images import decode, encode_jpeg, image_size
-from cvgl_data.responses import Response
 from cvgl_data.sources.esri.asking import RECHECK_WAIT_S, ask_json
 from cvgl_data.sources.esri.captures import Captures
 from cvgl_data.sources.esri.footprints import Capture

@@ -12,8 +12,8 @@ import shapely
 from pydantic import BaseModel, ConfigDict
 from shapely.geometry.base import BaseGeometry
 
-from cvgl_data.answers import check
 from cvgl_data.errors import FetchError
+from cvgl_data.http.answers import check
 from cvgl_data.sources.esri.refusals import json_refusal, plain
 from cvgl_data.types import BBox, LonLat
 

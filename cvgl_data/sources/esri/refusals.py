@@ -7,8 +7,8 @@ import json
 from typing import Any
 
 from cvgl_data.errors import FetchError, NoImagery, SourceStopped
+from cvgl_data.http.responses import Response
 from cvgl_data.redaction import beginning, redact
-from cvgl_data.responses import Response
 from cvgl_data.types import Outcome
 
 PLACEHOLDER_BYTES = 2521

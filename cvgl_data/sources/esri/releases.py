@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from cvgl_data.answers import check
 from cvgl_data.errors import FetchError, RecipeError
+from cvgl_data.http.answers import check
 from cvgl_data.types import Outcome
 
 _TITLE = re.compile(r"\(Wayback (\d{4}-\d{2}-\d{2})\)", re.ASCII)

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from cvgl_data.answers import check
 from cvgl_data.errors import FetchError
 from cvgl_data.http import Http
+from cvgl_data.http.answers import check
 from cvgl_data.sources.esri.asking import RECHECK_WAIT_S, ask_json
 from cvgl_data.sources.esri.once import Once
 from cvgl_data.sources.esri.refusals import json_refusal

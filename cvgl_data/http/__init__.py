@@ -19,10 +19,10 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from cvgl_data.errors import FetchError, SourceStopped
-from cvgl_data.hosts import Host, Ledger, Quota, state_folder
-from cvgl_data.patience import Patience
+from cvgl_data.http.hosts import Host, Ledger, Quota, state_folder
+from cvgl_data.http.patience import Patience
+from cvgl_data.http.responses import Failure, Response, failure_of
 from cvgl_data.redaction import redact
-from cvgl_data.responses import Failure, Response, failure_of
 from cvgl_data.types import Outcome
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ import tomli_w
 from cvgl_data.arrow_files import open_arrow, replace_file
 from cvgl_data.errors import WorkspaceError
 from cvgl_data.recipe import differences
-from cvgl_data.store import Store
+from cvgl_data.workspace.store import Store
 
 logger = logging.getLogger(__name__)
 

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from cvgl_data.arrow_files import writing_to
 from cvgl_data.dataset import CrossViewDataset
 from cvgl_data.errors import UnknownNameError
-from cvgl_data.grid_theory import theory
-from cvgl_data.placement import placed
 from cvgl_data.registry import did_you_mean
+from cvgl_data.report.placement import placed
 from cvgl_data.statistics import DENSITY_BINS, ECDF_AT, HISTOGRAM_EDGES, Group, Statistics, binned_counts, statistics
+from cvgl_data.statistics.theory import theory
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -18,7 +18,7 @@ from cvgl_data.redaction import beginning, redact
 from cvgl_data.types import Outcome
 
 if TYPE_CHECKING:
-    from cvgl_data.responses import Response
+    from cvgl_data.http.responses import Response
 
 T = TypeVar("T")
 

@@ -12,18 +12,18 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from cvgl_data import fetch, neighbors, pairing, quality, shards, splits, terms
-from cvgl_data.contents import CREDIT, Contents
 from cvgl_data.curation import curate
 from cvgl_data.dataset import CrossViewDataset
 from cvgl_data.errors import FetchError
 from cvgl_data.fetch.repeats import flagged, repeated
 from cvgl_data.grid import Windows
 from cvgl_data.http import Http
+from cvgl_data.http.running import run
+from cvgl_data.pipeline.contents import CREDIT, Contents
 from cvgl_data.planning import areas, discover, most_panoramas, windows_of, without_repeats
 from cvgl_data.quality import CheckCount
 from cvgl_data.readers.packed import MANIFEST
 from cvgl_data.recipe import DatasetRecipe
-from cvgl_data.running import run
 from cvgl_data.schema import SPLITS
 from cvgl_data.selection import choose_ids, read_pano_ids
 from cvgl_data.sources import open_imagery, open_panoramas

@@ -20,12 +20,12 @@ from cvgl_data.dataset import open_dataset
 from cvgl_data.errors import RecipeError, WorkspaceError
 from cvgl_data.fetch.repeats import repeated
 from cvgl_data.http import Http
+from cvgl_data.http.running import run
+from cvgl_data.pipeline.steps import Build
 from cvgl_data.planning import check, windows_by_area
 from cvgl_data.readers.packed import read_manifest
 from cvgl_data.recipe import DatasetRecipe, ImageryRecipe, SourceRecipe, differences, resolve, to_tables
-from cvgl_data.running import run
 from cvgl_data.sources import open_imagery, open_panoramas
-from cvgl_data.steps import Build
 from cvgl_data.summary import decentrality_rows
 from cvgl_data.types import Outcome
 from cvgl_data.workspace import REVISABLE, Workspace

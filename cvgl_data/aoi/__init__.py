@@ -17,11 +17,11 @@ import shapely
 from numpy.typing import ArrayLike, NDArray
 from shapely.geometry import MultiPolygon, Polygon, box
 
-from cvgl_data.cities import find_city
+from cvgl_data.aoi.cities import find_city
+from cvgl_data.aoi.vectors import polygons_of, read_lonlat, solid, well_formed
 from cvgl_data.errors import AreaError
 from cvgl_data.geo import MAX_LAT_DEG
 from cvgl_data.types import BBox
-from cvgl_data.vectors import polygons_of, read_lonlat, solid, well_formed
 
 _EQUAL_AREA = pyproj.Proj("+proj=cea +ellps=WGS84 +over")  # no geodesics: they fail on areas beyond a hemisphere
 _LAT_SLACK_DEG = 1e-9  # tile bounds computed elsewhere may exceed the Mercator square by rounding
@@ -66,7 +66,7 @@ class AreaOfInterest:
 
     @classmethod
     def from_city(cls, name: str) -> AreaOfInterest:
-        """Return a city of the catalogue (`cvgl_data.cities.catalog`) under its catalogue key.
+        """Return a city of the catalogue (`cvgl_data.aoi.cities.catalog`) under its catalogue key.
 
         Raises:
             UnknownNameError: If no city has that name; the message suggests the nearest.

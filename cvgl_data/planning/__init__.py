@@ -14,14 +14,14 @@ import pyarrow.compute as pc
 
 from cvgl_data import splits
 from cvgl_data.aoi import AreaOfInterest
-from cvgl_data.costs import SourceCost, estimate
 from cvgl_data.errors import RecipeError
 from cvgl_data.fetch import Discovered, discover_queries
 from cvgl_data.geo import MAX_LAT_DEG, lonlat_from_pixel
 from cvgl_data.grid import TileGrid, Windows, world_px
 from cvgl_data.http import Http
+from cvgl_data.http.running import run
+from cvgl_data.planning.costs import SourceCost, estimate
 from cvgl_data.recipe import AreaRecipe, DatasetRecipe
-from cvgl_data.running import run
 from cvgl_data.selection import read_pano_ids
 from cvgl_data.sources import open_imagery, open_panoramas
 from cvgl_data.types import BBox, ImagerySource, PanoramaSource

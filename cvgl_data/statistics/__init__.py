@@ -18,10 +18,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cvgl_data.dataset import CrossViewDataset
-from cvgl_data.distributions import ECDF_AT, HISTOGRAM_EDGES, Distribution, Summary, distribution, summary
 from cvgl_data.errors import DatasetError
-from cvgl_data.grid_theory import Theory, stride_ratio, theory
 from cvgl_data.schema import FAILURES, SPLITS
+from cvgl_data.statistics.distributions import ECDF_AT, HISTOGRAM_EDGES, Distribution, Summary, distribution, summary
+from cvgl_data.statistics.theory import Theory, stride_ratio, theory
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

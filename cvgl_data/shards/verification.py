@@ -14,11 +14,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cvgl_data import image_index, schema
+from cvgl_data import schema
 from cvgl_data.errors import FetchError, SchemaError
 from cvgl_data.images import decode as decode_image
 from cvgl_data.images import image_size
 from cvgl_data.readers.packed import file_problem, index_path, read_manifest
+from cvgl_data.shards import image_index
 from cvgl_data.types import Progress, Silent
 
 _IDS = {"references": "reference_id", "queries": "query_id"}

@@ -9,9 +9,9 @@ import pyarrow.compute as pc
 
 from cvgl_data.fetch.rows import query_store, reference_store
 from cvgl_data.schema import FAILURES, QUALITY
-from cvgl_data.store import Store
 from cvgl_data.types import Outcome
 from cvgl_data.workspace import Workspace
+from cvgl_data.workspace.store import Store
 
 CREDIT = ("name", "attribution", "licence")
 """What is kept of a source for the dataset card."""

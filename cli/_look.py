@@ -48,7 +48,7 @@ def verify(
     quiet: bool = False,
 ) -> None:
     """Check every hash, size and reference of a dataset again, and say what is wrong."""
-    from cvgl_data import verification
+    from cvgl_data.shards import verification
 
     with progress_bar(quiet) as bar:
         problems = verification.verify(directory, decode=decode, progress=bar)

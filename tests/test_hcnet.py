@@ -174,6 +174,7 @@ def test_iteration_weights():
     weights = losses.iteration_weights(6, 0.85)
     expected = torch.tensor([0.443705, 0.522006, 0.614125, 0.7225, 0.85, 1.0])
     torch.testing.assert_close(weights, expected, rtol=0, atol=1e-6)
+    assert weights.sum().item() == pytest.approx(4.152337, abs=1e-6)
 
 
 def test_terms_by_hand():

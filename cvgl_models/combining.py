@@ -35,8 +35,8 @@ def combine(
         panorama_run: Run with ``views.query = "panorama"``.
         bev_run: Run with ``views.query = "bev"`` and the same encoder and view of references.
         out: Run folder to write.
-        panorama_weight: Share of the panorama's similarity; ``"validation"``: the one that does best on the validation
-            split of ``data``.
+        panorama_weight: Share of the panorama's similarity; ``"validation"``: the one that the validation split
+            of ``data`` speaks for, see `cvgl_models.systems.epbev.careful_choice`.
         data: Dataset folder, or an opened dataset; nothing else is read from it.
         overwrite: Replace a run that is there.
 
@@ -71,7 +71,7 @@ def combine(
 
 
 def choose_weight(system: EPBEV, recipe: ModelRecipe, dataset: CrossViewDataset) -> dict[str, float]:
-    """Give a system the weight that does best on the validation split, and return what a training would have logged.
+    """Give a system the weight that the validation split speaks for, and return what a training would have logged.
 
     Args:
         system: One whose recipe leaves the weight to the validation split.

@@ -118,7 +118,7 @@ class Device:
                         new = self.tensor(value)
                         is_parameter = isinstance(value, nn.Parameter)
                         moved[id(value)] = nn.Parameter(new, value.requires_grad) if is_parameter else new
-                    table[name] = moved[id(value)]  # type: ignore[assignment]
+                    table[name] = moved[id(value)]
         return module
 
     @contextmanager

@@ -291,7 +291,7 @@ def test_it_learns_to_tell_places_apart_without_positions(monkeypatch: pytest.Mo
 def test_a_training_step_never_waits_for_the_device(positions: str) -> None:
     system, batch = G2SWeakly(recipe(positions=positions, confidence=True)), batch_of(3)
     with Unread():
-        sum(system.training_step(batch).values()).backward()  # type: ignore[union-attr]
+        sum(system.training_step(batch).values()).backward()
     with pytest.raises(AssertionError, match="waits"), Unread():
         batch.uv.sum().item()
 
@@ -304,7 +304,7 @@ def test_a_step_of_the_network_for_headings_does_not_either(epoch: int) -> None:
     system = G2SWeakly(dataclasses.replace(recipe(query="pinhole", **network), augment=noisy))
     system.begin_epoch(epoch)
     with Unread():
-        sum(system.train().training_step(dataclasses.replace(batch_of(3), camera_B33=camera)).values()).backward()  # type: ignore[union-attr]
+        sum(system.train().training_step(dataclasses.replace(batch_of(3), camera_B33=camera)).values()).backward()
 
 
 def test_a_pinhole_camera_is_seen_as_far_as_it_reaches() -> None:

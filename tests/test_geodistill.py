@@ -168,7 +168,7 @@ def test_golden_moving_average_of_a_constant_student() -> None:
     student = _Student()
     teacher = Teacher(student, 0.9, 1)
     student.weight.data.fill_(1.0)
-    student.count.fill_(7)  # type: ignore[operator]
+    student.count.fill_(7)
     for _ in range(20):
         teacher.follow(student)
     assert teacher.model.weight[0].item() == pytest.approx(0.8784233, abs=1e-6)
@@ -283,7 +283,7 @@ class _Peak(LocalizationModule):
 
 
 class _Mute(_Peak):
-    score_map = None  # type: ignore[assignment]
+    score_map = None
 
 
 def test_any_localizer_with_a_score_map_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,7 +294,7 @@ def test_any_localizer_with_a_score_map_will_do(tmp_path: Path, monkeypatch: pyt
     system = GeoDistill(dataclasses.replace(recipe_from(weights), options={"localizer": "peak"})).train()
     assert isinstance(system.student, Localizer)
     system.training_step(batch_of())["distillation"].backward()
-    assert system.student.weight.grad.abs() > 0  # type: ignore[union-attr, operator]
+    assert system.student.weight.grad.abs() > 0
     assert system.validation_score(batch_of()).shape == (3,)
     with pytest.raises(RecipeError, match="no score_map"):
         GeoDistill(dataclasses.replace(recipe_from(weights), options={"localizer": "mute"}))
@@ -438,7 +438,7 @@ def test_a_training_step_never_waits_for_the_device(run: Path) -> None:
     system = GeoDistill(recipe_from(run, noise_deg=45.0, **options)).train()
     batch = batch_of(3, noise_deg=45.0)
     with Unread():
-        sum(system.training_step(batch).values()).backward()  # type: ignore[union-attr]
+        sum(system.training_step(batch).values()).backward()
 
 
 def test_teacher_and_student_look_the_same_way(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -188,8 +188,8 @@ class _Colors(nn.Module):
 def test_signs_and_units_of_the_estimate(query: str) -> None:
     """With an exact reader of motions, the bearing that is found is the true one."""
     system, rotation = estimator(recipe(query, rotation_passes=3))
-    rotation.encoder = _Colors()  # type: ignore[assignment]
-    rotation.network = _Reader(rotation.grid.template, rotation.reach_cells, 10.0)  # type: ignore[assignment]
+    rotation.encoder = _Colors()
+    rotation.network = _Reader(rotation.grid.template, rotation.reach_cells, 10.0)
     reference = smooth(6, cells=12)
     error = torch.tensor([-8.0, -4.0, -1.0, 1.0, 4.0, 8.0])
     place = torch.tensor([[0.0, 0.0], [0.2, -0.1], [-0.15, 0.1], [0.05, 0.3], [-0.3, -0.2], [0.1, 0.1]])
@@ -237,7 +237,7 @@ def test_the_network_learns_from_references_alone(query: str, lift: str, view: s
         assert set(terms) == {"rotation"} | ({"rotation_place"} if view == "place" else set())
         values.append(sum(terms.values()))
     assert values[0] == values[1] == values[2]
-    values[0].backward()  # type: ignore[union-attr]
+    values[0].backward()
     gradients = {name: each.grad for name, each in system.named_parameters() if each.grad is not None}
     assert set(gradients) == {f"rotation.{name}" for name, _ in rotation.named_parameters()}
     assert all(gradient.isfinite().all() for gradient in gradients.values())
@@ -263,8 +263,8 @@ def test_what_a_drawn_camera_does_not_see_is_as_black_as_in_a_laid_picture(monke
 
 def test_the_loss_of_an_estimate_of_zero_is_the_mean_of_what_is_drawn() -> None:
     _, rotation = estimator(recipe())
-    nn.init.zeros_(rotation.network.out.weight)  # type: ignore[union-attr, arg-type]
-    rotation.encoder = _Colors()  # type: ignore[assignment]
+    nn.init.zeros_(rotation.network.out.weight)
+    rotation.encoder = _Colors()
     with torch.no_grad():
         loss = rotation.loss_terms(batch_of(40))["rotation"].item()
     assert loss == pytest.approx(1.5, abs=0.12)  # three numbers, uniform in [-1, 1]
@@ -273,7 +273,7 @@ def test_the_loss_of_an_estimate_of_zero_is_the_mean_of_what_is_drawn() -> None:
 def test_it_learns_to_tell_the_bearing_error() -> None:
     """Colors for features, so that few steps are enough; a good part of the error must go."""
     _, rotation = estimator(recipe())
-    rotation.encoder = _Colors()  # type: ignore[assignment]
+    rotation.encoder = _Colors()
     optimizer = torch.optim.Adam(rotation.parameters(), 3e-3)
     first = []
     for step in range(100):
@@ -303,7 +303,7 @@ def test_first_the_network_is_trained_then_all_else() -> None:
         before = {name: value.clone() for name, value in system.state_dict().items()}
         loss = sum(system.training_step(batch_of()).values())
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[union-attr]
+        loss.backward()
         optimizer.step()
         changed = {name for name, value in system.state_dict().items() if not torch.equal(value, before[name])}
         assert changed
@@ -357,7 +357,7 @@ def test_found_headings_are_what_the_rest_is_trained_with(monkeypatch: pytest.Mo
 
 def test_score_maps_without_a_label_are_those_of_the_bearing_found() -> None:
     system, rotation = estimator(recipe())
-    nn.init.constant_(rotation.network.out.bias, 0.4)  # type: ignore[union-attr, arg-type]
+    nn.init.constant_(rotation.network.out.bias, 0.4)
     system.eval()
     batch = dataclasses.replace(batch_of(), heading_deg=torch.empty(0))
     found = rotation.heading_deg(batch, batch.heading_prior_deg)
@@ -393,7 +393,7 @@ def test_a_wide_prior_is_looked_at_part_by_part(monkeypatch: pytest.MonkeyPatch)
 
 def test_estimates_stay_within_what_is_known() -> None:
     _, rotation = estimator(recipe(rotation_passes=3))
-    nn.init.constant_(rotation.network.out.bias, 5.0)  # type: ignore[union-attr, arg-type]
+    nn.init.constant_(rotation.network.out.bias, 5.0)
     found = rotation.heading_deg(batch_of(), torch.tensor([[170.0, 10.0], [175.0, 10.0], [0.0, 2.0]]))
     assert torch.allclose(found, torch.tensor([180.0, -175.0, 2.0]))
 

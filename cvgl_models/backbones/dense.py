@@ -39,6 +39,9 @@ class DenseEncoder(nn.Module):
         width: Channels of the network's inner layers; 0: its own default.
         confidence: Also give, for each level, how much each cell is worth.
 
+    Attributes:
+        channels: Of each level's map.
+
     Raises:
         UnknownNameError: If there is no such network.
         RecipeError: If it has no such level.
@@ -62,6 +65,7 @@ class DenseEncoder(nn.Module):
         self.levels = tuple(levels)
         self.network = _network(name, pretrained, self.levels, width)
         described = cast(_Network, self.network)
+        self.channels = described.channels
         self.confidence = nn.ModuleList(
             nn.Sequential(nn.ReLU(), nn.Conv2d(channels, 1, 3, padding=1), nn.Sigmoid())
             for channels in (described.channels if confidence else ())

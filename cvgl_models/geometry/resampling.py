@@ -17,7 +17,7 @@ def resample(images_BChw: Tensor, grid_BHW2: Tensor, padding: str = "border") ->
     Args:
         images_BChw: Of any floating type.
         grid_BHW2: Of float32 or float64; (H, W, 2) serves all images alike.
-        padding: What lies outside: ``border`` repeats the edge, ``zeros`` is 0.
+        padding: What lies outside: ``border`` repeats the edge, ``reflection`` mirrors, ``zeros`` is 0.
 
     Returns:
         (B, C, H, W) of the images' type. Half precision is computed in float32: a place in bfloat16 would be off by

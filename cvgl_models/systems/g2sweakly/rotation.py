@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 from cvgl_models.backbones.dense import DenseEncoder
 from cvgl_models.geometry.ncc import normalized_cross_correlation
+from cvgl_models.geometry.resampling import resample
 from cvgl_models.recipe import EncoderRecipe, ViewRecipe
 from cvgl_models.systems.g2sweakly.network import GroundMatcher, laid_on_ground
 from cvgl_models.systems.g2sweakly.options import G2SWeaklyOptions
@@ -67,7 +68,7 @@ class RotationEstimator(nn.Module):
         self.encoder = DenseEncoder(
             encoder.backbone, options.levels[-1:], pretrained=encoder.pretrained, width=options.width
         )
-        grid, channels = self.grid, int(self.encoder.network.channels[-1])  # type: ignore[index]
+        grid, channels = self.grid, self.encoder.channels[-1]
         self._sees_whole = options.rotation_view == "whole"
         if self._sees_whole:
             cells, reach = grid.reference, min(2 * grid.origin / grid.reference, 1.0)
@@ -98,10 +99,8 @@ class RotationEstimator(nn.Module):
         if self._is_pinhole:  # assumed bearings are any; those of panoramas are about 0
             nowhere_B2 = torch.zeros(references, 2, device=device)
             images = cut_out(images, images.shape[-1], nowhere_B2, 180 * spread(references))
-        maps_BCAA, seen_BSS = (
-            self._encoded(images).repeat(cameras, 1, 1, 1),
-            self._seen(batch, grid.template).repeat(cameras, 1, 1),
-        )
+        maps_BCAA = self._encoded(images).repeat(cameras, 1, 1, 1)
+        seen_BSS = self._seen(batch, grid.template).repeat(cameras, 1, 1)
         size = len(maps_BCAA)
         place_B2, error_B = spread(size, 2) * min(2 * grid.origin / grid.reference, 1.0), spread(size)
         turn_B = error_B * self.range_deg
@@ -246,7 +245,7 @@ def cut_out(map_BCAA: Tensor, size: int, place_B2: Tensor, turn_deg_B: Tensor) -
     )
     offset_BSS2 = torch.stack([right_SS * cos_B11 - down_SS * sin_B11, right_SS * sin_B11 + down_SS * cos_B11], -1)
     grid_BSS2 = place_B2.float()[:, None, None] + offset_BSS2 * (2 / side)
-    return F.grid_sample(map_BCAA, grid_BSS2.to(map_BCAA.dtype), padding_mode="reflection", align_corners=False)
+    return resample(map_BCAA, grid_BSS2, "reflection")
 
 
 def inside(side: int, size: int, place_B2: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The network of HC-Net: the encoders of both views, their correlation, and a small network that moves four corners again and again.
+"""The network of HC-Net: encoders, their correlation, and a small network that moves four corners again and again.
 
 Shapes: B pairs, C channels, h x w cells of the top view's map, H x W cells of the reference's map, I iterations.
 """
